@@ -1,0 +1,185 @@
+"""What the control cycle needs from the world: a planner, a fleet of executors, a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from epara_opt.plan import Plan
+from epara_opt.problem import PlacementProblem
+
+
+class Planner(Protocol):
+    """Anything that turns a problem into a plan. The plan is always complete; actions are added later."""
+
+    @property
+    def name(self) -> str: ...
+
+    def plan(
+        self, problem: PlacementProblem, *, generation: int, time_limit_s: float, in_force: Plan | None = None
+    ) -> Plan: ...
+
+
+class Clock(Protocol):
+    """Seconds. `monotonic` for durations, `wall` (Unix time) for records, `wait` to let time pass."""
+
+    def monotonic(self) -> float: ...
+
+    def wall(self) -> float: ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; True if a stop was asked for meanwhile."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """Which planner speaks, and about which plan. Executors refuse anything older than what they have seen."""
+
+    epoch: int  # grows with every planner start
+    generation: int  # grows with every plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSpec:
+    """One service on one device group, as the executor must run it."""
+
+    replica: str
+    service: str
+    source: str
+    task: str
+    batch: int
+    frames: int
+    sensitivity: str  # "latency" | "frequency"
+    deadline_ms: float
+    fps: float  # 0 unless frequency
+    response_ms: float  # predicted, for admission until observations replace it
+    work_per_s: float  # capacity in requests (or frames) per second at full share, max_utilization removed
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSpec:
+    """One device group at one server."""
+
+    group: str
+    server: str
+    device_type: str
+    device_kind: str  # "gpu" | "cpu" | "npu"
+    devices: tuple[int, ...]
+    tp: int
+    pp: int
+    tenants: tuple[TenantSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSpec:
+    """Where an executor sends work of one service that enters at it. Rates in requests (or frames) per second."""
+
+    service: str
+    replica: str
+    server: str
+    address: str  # of that server's executor
+    rate_per_s: float
+    network_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSpec:
+    """Another executor that hosts a service, whether or not this one's routes use it: a place to offload to."""
+
+    service: str
+    server: str
+    address: str
+    network_ms: float
+    capacity_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSpec:
+    """Everything one executor needs to serve a plan; replaces what it had, atomically."""
+
+    server: str
+    groups: tuple[GroupSpec, ...]  # all that must be live here, prepared before
+    routes: tuple[RouteSpec, ...]
+    peers: tuple[PeerSpec, ...]
+    plan_json: str = ""  # kept on disk by the executor, so that a planner without its store can continue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceObservation:
+    """Counters of one service at one executor since its process started; they only grow."""
+
+    service: str
+    arrived: int  # entered the edge here (not forwarded from a peer); frames for streams
+    on_time: int  # of those, answered within the deadline, wherever they were served
+    late: int
+    shed: int  # refused with RESOURCE_EXHAUSTED
+    failed: int
+    forwarded: int  # of those, served by a peer
+    served: int  # answered by replicas here, whoever asked
+    streams: int = 0  # gauge: distinct streams seen in the last seconds
+    latency_p50_ms: float = 0.0  # over the last observation window, entry to answer
+    latency_p99_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaObservation:
+    replica: str
+    group: str
+    service: str
+    state: str  # loading | ready | live | draining | failed
+    queued: int
+    served: int
+    busy_s: float  # device time spent, since the process started
+    mean_batch: float
+    batch_ms: float  # observed mean latency of a batch; 0 until seen
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorState:
+    """What one executor reports."""
+
+    server: str
+    incarnation: str  # changes when its process restarts, so that counters can be differenced safely
+    epoch: int  # highest fence seen
+    generation: int  # of the committed plan; 0: none
+    at: float  # Unix time
+    services: tuple[ServiceObservation, ...]
+    replicas: tuple[ReplicaObservation, ...]
+    plan_json: str = ""  # only where asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetState:
+    """What could be learned of the whole edge at one time."""
+
+    executors: Mapping[str, ExecutorState] = field(default_factory=dict[str, ExecutorState])
+    down: Mapping[str, str] = field(default_factory=dict[str, str])  # server to why
+
+
+class Fleet(Protocol):
+    """Executors as the planner sees them. Each call returns or raises within its deadline.
+
+    Raises ExecutorUnreachable (temporary), StaleFence (permanent), ExecutorRefused (says why).
+    Prepare, commit and retire are idempotent: repeating one with the same arguments changes nothing.
+    """
+
+    def observe(self, servers: Mapping[str, str], *, with_plan: bool = False) -> FleetState:
+        """Ask every executor (server name to address) for its state; those that fail are `down`, with the reason."""
+        ...
+
+    def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
+        """Load and warm up groups beside what runs. Returns when all are ready."""
+        ...
+
+    def commit(self, address: str, spec: CommitSpec, fence: Fence, *, deadline_s: float) -> None:
+        """Switch routes and live groups atomically at one executor."""
+        ...
+
+    def retire(self, address: str, groups: tuple[str, ...], fence: Fence, *, deadline_s: float) -> None:
+        """Drain groups that no committed plan uses, then unload them."""
+        ...

@@ -1,0 +1,1 @@
+"""What the engine talks about: the edge, services, profiles, categories, parallel configurations. No effects."""

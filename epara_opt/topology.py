@@ -1,0 +1,1 @@
+"""Reading topology YAML and profile CSV into the domain."""
