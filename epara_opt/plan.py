@@ -135,6 +135,8 @@ class Plan:
     actions: tuple[Action, ...] = ()
     notes: tuple[str, ...] = ()  # what a reader should know: fallbacks taken, limits reduced
     made_at: str = ""  # ISO 8601, UTC
+    topology_digest: str = ""  # of topology and profiles alone; apply refuses a plan made for another edge
+    edge: dict[str, Any] | None = None  # snapshot of the topology (domain/snapshot.py), so that a plan can be drawn
 
     def with_actions(self, actions: tuple[Action, ...]) -> Plan:
         return replace(self, actions=actions)
