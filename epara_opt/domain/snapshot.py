@@ -38,14 +38,24 @@ def topology_from_dict(data: dict[str, Any]) -> Topology:
         return Topology(
             name=data["name"],
             digest=data["digest"],
-            device_types={t["name"]: DeviceType(**{**t, "kind": DeviceKind(t["kind"])}) for t in data["device_types"]},
+            device_types={t["name"]: _device_type(t) for t in data["device_types"]},
             servers={s["name"]: _server(s) for s in data["servers"]},
-            links=tuple(Link(**{**link, "between": tuple(link["between"])}) for link in data["links"]),
+            links=tuple(_link(link) for link in data["links"]),
             services={s["name"]: _service(s) for s in data["services"]},
             demand=tuple(Demand(**d) for d in data["demand"]),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(Violation(path="edge", law=f"expected a topology snapshot: {e}")) from None
+
+
+def _device_type(data: dict[str, Any]) -> DeviceType:
+    fields: dict[str, Any] = {**data, "kind": DeviceKind(data["kind"])}
+    return DeviceType(**fields)
+
+
+def _link(data: dict[str, Any]) -> Link:
+    fields: dict[str, Any] = {**data, "between": tuple(data["between"])}
+    return Link(**fields)
 
 
 def _server(data: dict[str, Any]) -> Server:
@@ -60,12 +70,11 @@ def _server(data: dict[str, Any]) -> Server:
 
 
 def _service(data: dict[str, Any]) -> Service:
-    model = data["model"]
-    return Service(
-        **{
-            **data,
-            "model": Model(**{**model, "task": Task(model["task"])}),
-            "sensitivity": Sensitivity(data["sensitivity"]),
-            "request": RequestShape(**data["request"]),
-        }
-    )
+    model: dict[str, Any] = {**data["model"], "task": Task(data["model"]["task"])}
+    fields: dict[str, Any] = {
+        **data,
+        "model": Model(**model),
+        "sensitivity": Sensitivity(data["sensitivity"]),
+        "request": RequestShape(**data["request"]),
+    }
+    return Service(**fields)
