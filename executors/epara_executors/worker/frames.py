@@ -1,20 +1,39 @@
 """The local protocol between an agent and the worker that is rank 0 of a device group.
 
 A Unix socket carries frames. A frame is a 4-byte little-endian header length, a JSON header, then the raw bytes
-of the tensors in the header's order (row-major, little-endian). No pickle: a worker reads only what is here.
+of the tensors in the header's order (row-major, little-endian; BYTES elements each prefixed by a 4-byte
+length). No pickle: a worker reads only what is here. The agent listens, rank 0 connects. Every message is a header
+`{"type": ..., "tensors": [[name, datatype, shape, num_bytes] ...], ...}`; `tensors` may be absent.
 
-Agent to worker                                        Worker to agent
-  load    {tenants: [...], ...}                          loaded  {replica, memory_bytes, load_s, inputs, outputs}
-                                                         ready   {}            every tenant loaded and warmed up
-  infer   {id, replica, requests: [{id, ...}]} tensors   result  {id, batch_ms, results: [{id, ok|error}]} tensors
-  cancel  {replica, id}                                  token   {replica, id, tokens, done}   generation only
-  stop    {}                                             failed  {detail}      then the process exits
+Agent to worker
+  load    {group, device_kind, devices, tp, pp, tenants: [{replica, service, source, task, batch, frames,
+           prompt_tokens, output_tokens, ... every field of TenantSpec}]}
+  infer   {id, replica, requests: [{id, rows, params}], counts: [number of tensors of each request]} + tensors:
+          for each request in order its input tensors. One batch; the worker runs batches of a group one at a
+          time in arrival order. Generation (task text-generation): one request per infer, sent at once, params
+          {max_tokens, stream, temperature, top_k, top_p, seed, stop}; the worker batches continuously over
+          `batch` slots.
+  cancel  {replica, id}                  frees the slot of a generation at once; no result need follow
+  tune    {replica, batch, frames}       a live tenant's batch limits change in place
+  stop    {}                             finish what is in flight, then exit 0
 
-Every message is a header `{"type": ..., "tensors": [TensorHeader ...], ...}`; `tensors` may be absent.
+Worker to agent
+  loaded  {replica, memory_bytes, load_s, inputs: [[name, datatype, shape]], outputs: [[name, datatype, shape]]}
+          one per tenant; -1 in a shape is variable, a leading -1 is the batch
+  ready   {}                             every tenant loaded and warmed up
+  token   {replica, id, index, token, text, done, finish_reason}     id is the infer's; where params.stream
+  result  {id, replica, batch_ms, requests: [{id, ok: true, tensors: n}
+           | {id, ok: false, code: "INVALID_ARGUMENT" | "INTERNAL", message}]} + output tensors concatenated in
+          the same manner. Generation answers `text` (BYTES [1]) and `tokens` (INT64 [n]).
+  failed  {detail}                       then the process exits
+
+A worker whose socket is closed by the agent exits; so no worker outlives its agent. An unexpected end of the worker
+fails what it had in flight; the agent retries that elsewhere if its deadline allows, and restarts the worker.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -62,3 +81,10 @@ def decode_header(header: bytes) -> tuple[str, dict[str, Any], list[tuple[str, s
     fields = cast("dict[str, Any]", json.loads(header))
     heads = [(n, d, tuple(s), b) for n, d, s, b in fields.pop("tensors", [])]
     return fields.pop("type"), fields, heads
+
+
+async def read(reader: asyncio.StreamReader) -> Frame:
+    """The next frame. Raises asyncio.IncompleteReadError when the other side has left."""
+    name, fields, heads = decode_header(await reader.readexactly(header_length(await reader.readexactly(4))))
+    tensors = [Tensor(n, d, s, await reader.readexactly(b)) for n, d, s, b in heads]
+    return Frame(name, fields, tensors)
