@@ -58,6 +58,7 @@ class TenantSpec:
     work_per_s: float  # capacity in requests (or frames) per second at full share, max_utilization removed
     prompt_tokens: int
     output_tokens: int
+    tpot_ms: float = 0.0  # > 0: deadline_ms is the first token's, and every further token has this pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

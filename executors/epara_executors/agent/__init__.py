@@ -1,0 +1,1 @@
+"""One agent per server: request handler, control plane, supervision of workers. Imports no torch."""

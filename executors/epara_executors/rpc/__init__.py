@@ -1,0 +1,1 @@
+"""The wire: protos, generated stubs in a private descriptor pool, conversions."""
