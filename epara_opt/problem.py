@@ -29,6 +29,8 @@ from epara_opt.errors import InputError, Violation
 from epara_opt.plan import Plan
 from epara_opt.units import bytes_to_gib
 
+MIN_EARNING = 0.05  # of a cycle, for tenants that load for all of it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanningRules:
@@ -135,10 +137,14 @@ class PlacementProblem:
         return self.topology.services[name]
 
     def earning_share(self, tenant: Tenant, resident: Resident | None) -> float:
-        """Share of the coming cycle for which a tenant can serve: 1 if it already runs there."""
-        if resident is not None and tenant.service in resident.services:
+        """Share of the coming cycle for which a tenant can serve: 1 if it already runs there, or if nothing runs yet.
+
+        At least `MIN_EARNING`: a model that loads for longer than a cycle serves in those after it. If it earned
+        nothing, idle devices would stay empty for ever.
+        """
+        if not self.residents or (resident is not None and tenant.service in resident.services):
             return 1.0
-        return max(0.0, 1.0 - tenant.load_s / self.rules.cycle_s) if self.residents else 1.0
+        return max(MIN_EARNING, 1.0 - tenant.load_s / self.rules.cycle_s)
 
     def useful_at(self, content: Content, server: str) -> bool:
         """Whether every tenant could serve some offered demand from this server in time."""
@@ -363,30 +369,60 @@ def _undominated(
     for combo in itertools.product(*choices):
         if sum(p.memory_bytes for p in combo) > memory:
             continue
-        total_quantum = sum(p.quantum_ms for p in combo)
-        tenants: list[Tenant] = []
-        score: list[float] = []
-        for p in combo:
-            others = total_quantum - p.quantum_ms
-            response_ms = p.response_in_company_ms(others)
-            reach = sum(1 for slack in slacks[p.service] if slack >= response_ms)
-            if reach == 0 or not is_timely(topology.services[p.service], response_ms, p.tpot_in_company_ms(others)):
-                break
-            tenants.append(
-                Tenant(
-                    service=p.service,
-                    config=p.config,
-                    response_ms=response_ms,
-                    work_per_s=p.work_per_s * rules.max_utilization,
-                    memory_bytes=p.memory_bytes,
-                    load_s=p.load_s,
-                )
-            )
-            score += [p.work_per_s, float(reach)]
-        else:
-            mark = tuple(score)
-            if any(all(a >= b for a, b in zip(other, mark, strict=True)) for other, _ in front):
-                continue
-            front = [(o, c) for o, c in front if not all(a >= b for a, b in zip(mark, o, strict=True))]
-            front.append((mark, Content(device_type=device_type, tp=shape[0], pp=shape[1], tenants=tuple(tenants))))
+        content = in_company(combo, device_type=device_type, shape=shape, rules=rules)
+        reach = [sum(1 for s in slacks[t.service] if s >= t.response_ms) for t in content.tenants]
+        if 0 in reach or not keeps_pace(topology, combo):
+            continue
+        mark = tuple(x for p, r in zip(combo, reach, strict=True) for x in (p.work_per_s, float(r)))
+        if any(all(a >= b for a, b in zip(other, mark, strict=True)) for other, _ in front):
+            continue
+        front = [(o, c) for o, c in front if not all(a >= b for a, b in zip(mark, o, strict=True))]
+        front.append((mark, content))
     return [content for _, content in front]
+
+
+def in_company(
+    performances: Sequence[Performance], *, device_type: str, shape: tuple[int, int], rules: PlanningRules
+) -> Content:
+    """The content in which these share a group: each waits for the others' pieces."""
+    total_quantum_ms = sum(p.quantum_ms for p in performances)
+    tenants = tuple(
+        Tenant(
+            service=p.service,
+            config=p.config,
+            response_ms=p.response_in_company_ms(total_quantum_ms - p.quantum_ms),
+            work_per_s=p.work_per_s * rules.max_utilization,
+            memory_bytes=p.memory_bytes,
+            load_s=p.load_s,
+        )
+        for p in sorted(performances, key=lambda p: p.service)
+    )
+    return Content(device_type=device_type, tp=shape[0], pp=shape[1], tenants=tenants)
+
+
+def keeps_pace(topology: Topology, performances: Sequence[Performance]) -> bool:
+    """Whether each stays within its service's deadline and token pace in the others' company."""
+    total_quantum_ms = sum(p.quantum_ms for p in performances)
+    return all(
+        is_timely(topology.services[p.service], p.response_in_company_ms(others), p.tpot_in_company_ms(others))
+        for p in performances
+        for others in (total_quantum_ms - p.quantum_ms,)
+    )
+
+
+def reduced(problem: PlacementProblem, content: Content, services: frozenset[str]) -> Content:
+    """The content with only these services left; each answers no later than before."""
+    if services >= content.services:
+        return content
+    kept = [
+        evaluate(
+            problem.service(t.service),
+            problem.catalogue.shapes(problem.service(t.service).model.profile_name, content.device_type)[
+                content.tp, content.pp
+            ],
+            t.config,
+        )
+        for t in content.tenants
+        if t.service in services
+    ]
+    return in_company(kept, device_type=content.device_type, shape=(content.tp, content.pp), rules=problem.rules)

@@ -16,6 +16,7 @@ These bounds are fluid (averages and worst single waits); burstiness is met by `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from epara_opt.domain.parallel import ParallelConfig
@@ -49,7 +50,7 @@ class Performance:
 
 def evaluate(service: Service, profile: Profile, config: ParallelConfig) -> Performance:
     """Apply the rules above. Raises InputError naming the missing point outside the measured hull."""
-    memory_bytes = int(profile.memory_bytes.at(config.items)) + 1
+    memory_bytes = math.ceil(profile.memory_bytes.at(config.items))
     if profile.generates:
         prompt, output = service.request.prompt_tokens, service.request.output_tokens
         prefill_ms = profile.prefill_ms.at(prompt)

@@ -1,0 +1,401 @@
+"""The compact model: exact packing by counts, continuous shares of time, demand routed over edges.
+
+Sets
+    l services, s origins, n servers, g device types, p contents (`problem.contents[g]`, less those that another
+    content of the same shape and services replaces at n), i tenants of a content;
+    R(n, p): `new`, and the classes of interchangeable residents (same server, type, shape and services) that share
+    a service with p;
+    j = (n, p, R): columns, kept where every tenant of p could serve somebody from n in time;
+    E: edges (l, s, n), each with a slack; k: distinct earning shares of the tenants of l at n.
+
+Parameters
+    w_l weight; D_ls offered work; G_ng devices; d_j = tp x pp; m_R residents in a class (new: unlimited);
+    mu_ji work/s of tenant i at full time (`max_utilization` applied), r_ji its response in company;
+    a_ji its earning share (1 if loaded in R, else the part of the cycle left after loading);
+    D_ji = sum of D_ls over edges (l, s, n) with slack >= r_ji: all the demand that tenant i can ever reach;
+    b_e,h bytes/s that one unit on edge e puts on directed link h; B_h bandwidth.
+
+Variables
+    z[n,p,R]        integer in [0, u_j]   groups; u_j = min(G // d, m_R, ceil(sum_i D_ji / mu_ji)), what demand can fill
+    share[n,p,R,l]  in [0, inf)           groups' time given to tenant l; only for contents of several tenants
+    y[l,s,n,k]      in [0, 1]             part of D_ls served from n by tenants that earn k
+
+maximize  sum w_l k D_ls y[l,s,n,k]
+
+Constraints
+    devices[n,g]       sum_j d_j z_j <= G_ng
+    resident[n,R]      sum_p z[n,p,R] <= m_R
+    time[n,p,R]        sum_l share[n,p,R,l] <= z[n,p,R]
+    reach[n,p,R,l]     share[n,p,R,l] <= (D_ji / mu_ji) z[n,p,R]                       where D_ji < mu_ji; tighter
+    capacity[l,n,k,t]  sum_{e: slack <= t} D_e y[e,k] <= sum_{ji of class k: r <= t} c_jit
+    strong[l,s,n,k]    D_e y[e,k] <= sum_{ji of class k: r <= slack_e} min(mu_ji, D_e) z_j  where some mu > D_e; tighter
+    demand[l,s]        sum_{n,k} y[l,s,n,k] <= 1
+    link[a->b]         sum_e b_eh D_e y_e / B_h <= 1                                   where it could bind
+
+c_jit is what tenant i of column j can do for edges of slack <= t: for a single tenant min(mu, D over edges with
+r <= slack <= t) z, for others mu share.
+
+Why capacity needs no configuration index on y: a tenant serves an edge iff r <= slack, so tighter edges see subsets
+of what looser ones see. For such nested neighbourhoods Hall's condition need only hold for the prefixes {slack <= t},
+and among prefixes with the same tenants only for the longest. Why counts suffice: groups of one column are alike,
+time is divisible, and any free device indexes will do for a new group while a resident keeps its own, so the sum of
+devices decides. The tightenings cut no integer point that earns: a group serves no more of an edge, or of all it
+reaches, than is offered there (so min(), column by column), and devices beyond the demand in reach earn nothing.
+Hence the LP relaxation and any bound of the program hold for the problem, under its rules (`max_tenants`,
+`max_contents`: see `problem.notes`).
+
+Rows of `capacity` and `strong` are divided by their largest coefficient: solvers' tolerances are absolute.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from epara_opt.formulation.program import MilpProgram
+from epara_opt.formulation.rows import RowBuilder
+from epara_opt.placement import link_widths
+from epara_opt.problem import Content, Edge, PlacementProblem, Resident
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """What one variable z counts."""
+
+    server: str
+    content: Content
+    residents: tuple[Resident, ...]  # interchangeable groups in force it may keep; empty: new groups
+    earning: tuple[float, ...]  # per tenant
+    max_groups: int
+    index: int  # of z
+    share_index: int  # of the first tenant's share; -1 for a single tenant
+
+    @property
+    def name(self) -> str:
+        shape = f"tp{self.content.tp}pp{self.content.pp}"
+        held = "+".join(f"{t.service}:b{t.config.batch}f{t.config.frames}" for t in self.content.tenants)
+        return f"{self.server},{self.content.device_type},{shape},{held},{_class_name(self.residents)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeUse:
+    """What one variable y measures: the part of an edge's demand served by tenants of one earning share."""
+
+    edge: Edge
+    earning: float
+    offered: float
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.edge.service},{self.edge.origin},{self.edge.server},{self.earning:.6g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The program and what its variables mean. Variables: all z, then all shares, then all y."""
+
+    problem: PlacementProblem
+    program: MilpProgram
+    columns: tuple[Column, ...]
+    uses: tuple[EdgeUse, ...]
+    stand_ins: Mapping[tuple[str, Content], Content]  # a content left out at a server, and the one that replaces it
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The edges of one service to one server, tightest first."""
+
+    edges: tuple[Edge, ...]
+    slack_ms: tuple[float, ...]
+    before: tuple[float, ...]  # before[i]: demand of the first i edges
+
+    def first(self, response_ms: float) -> int:
+        """Index of the first edge with slack >= response."""
+        return bisect_left(self.slack_ms, response_ms)
+
+    def demand(self, response_ms: float, end: int | None = None) -> float:
+        """Demand of the edges from the first that this response can serve up to (not including) `end`."""
+        end = len(self.edges) if end is None else end
+        return max(0.0, self.before[end] - self.before[min(self.first(response_ms), end)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Supply:
+    """One tenant of one column, seen from its service."""
+
+    response_ms: float
+    work_per_s: float
+    column: Column
+    share_index: int  # -1: single tenant, counted through z
+
+
+def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
+    """Build the program above. `tighten=False` leaves out what cuts no integer point, to measure its worth."""
+    reaches = _reaches(problem)
+    columns, stand_ins = _columns(problem, reaches)
+    num_shares = sum(len(c.earning) for c in columns if c.share_index >= 0)
+    supplies: dict[tuple[str, str, float], list[_Supply]] = {}
+    for c in columns:
+        for i, tenant in enumerate(c.content.tenants):
+            supplies.setdefault((tenant.service, c.server, c.earning[i]), []).append(
+                _Supply(tenant.response_ms, tenant.work_per_s, c, c.share_index + i if c.share_index >= 0 else -1)
+            )
+    uses: list[EdgeUse] = []
+    rows = RowBuilder()
+    _packing_rows(problem, columns, reaches, rows, tighten)
+    for key in sorted(supplies):
+        supply = sorted(supplies[key], key=lambda s: (s.response_ms, s.column.index))
+        first_use = len(columns) + num_shares + len(uses)
+        made = _edge_uses(problem, reaches[key[0], key[1]], supply[0].response_ms, key[2], first_use)
+        uses.extend(made)
+        _capacity_rows(key, reaches[key[0], key[1]], supply, made, rows, tighten)
+    _demand_rows(uses, rows)
+    _link_rows(problem, uses, rows)
+    return Encoded(
+        problem=problem,
+        program=_program(problem, columns, uses, num_shares, rows),
+        columns=tuple(columns),
+        uses=tuple(uses),
+        stand_ins=stand_ins,
+    )
+
+
+def _reaches(problem: PlacementProblem) -> dict[tuple[str, str], Reach]:
+    offered = problem.offered
+    return {
+        key: Reach(
+            edges,
+            tuple(e.slack_ms for e in edges),
+            tuple(accumulate((offered[e.service, e.origin] for e in edges), initial=0.0)),
+        )
+        for key, edges in problem.edges_by_service_server.items()
+    }
+
+
+def _class_name(residents: Sequence[Resident]) -> str:
+    return residents[0].group if residents else "new"
+
+
+def _columns(
+    problem: PlacementProblem, reaches: Mapping[tuple[str, str], Reach]
+) -> tuple[list[Column], dict[tuple[str, Content], Content]]:
+    found: list[tuple[str, Content, tuple[Resident, ...], tuple[float, ...], int]] = []
+    stand_ins: dict[tuple[str, Content], Content] = {}
+    for server in problem.topology.servers.values():
+        for pool in server.devices:
+            classes = _resident_classes(problem, server.name, pool.type)
+            for content in _best_contents(problem, reaches, server.name, pool.type, stand_ins):
+                fresh = tuple(problem.earning_share(t, None) for t in content.tenants)
+                fill = sum(
+                    reaches[t.service, server.name].demand(t.response_ms) / t.work_per_s for t in content.tenants
+                )
+                top = min(pool.count // content.num_devices, math.ceil(fill))
+                if top < 1:
+                    continue
+                found.append((server.name, content, (), fresh, top))
+                for members in classes:
+                    same_shape = (members[0].tp, members[0].pp) == (content.tp, content.pp)
+                    loaded = tuple(problem.earning_share(t, members[0]) for t in content.tenants)
+                    if same_shape and loaded != fresh:
+                        found.append((server.name, content, members, loaded, min(top, len(members))))
+    columns: list[Column] = []
+    next_share = len(found)
+    for index, (server_name, content, members, earning, top) in enumerate(found):
+        several = len(content.tenants) > 1
+        columns.append(
+            Column(
+                server=server_name,
+                content=content,
+                residents=members,
+                earning=earning,
+                max_groups=top,
+                index=index,
+                share_index=next_share if several else -1,
+            )
+        )
+        next_share += len(content.tenants) if several else 0
+    return columns, stand_ins
+
+
+def _resident_classes(problem: PlacementProblem, server: str, device_type: str) -> list[tuple[Resident, ...]]:
+    """Residents of this pool, those alike together: which of them a group keeps makes no difference."""
+    alike: dict[tuple[int, int, tuple[str, ...]], list[Resident]] = {}
+    for r in problem.residents:
+        if r.server == server and r.device_type == device_type:
+            alike.setdefault((r.tp, r.pp, tuple(sorted(r.services))), []).append(r)
+    return [tuple(sorted(members, key=lambda r: r.group)) for _, members in sorted(alike.items())]
+
+
+def _best_contents(
+    problem: PlacementProblem,
+    reaches: Mapping[tuple[str, str], Reach],
+    server: str,
+    device_type: str,
+    stand_ins: dict[tuple[str, Content], Content],
+) -> Iterator[Content]:
+    """Contents worth having at this server; the others are noted with the content that replaces them.
+
+    Same shape and services: one replaces another if each of its tenants reaches as many of the server's edges and
+    works as fast. A single tenant's speed counts only up to the demand in its reach.
+    """
+    rivals: dict[tuple[int, int, tuple[str, ...]], list[tuple[tuple[float, ...], Content]]] = {}
+    for content in problem.contents.get(device_type, ()):
+        mark: tuple[float, ...] = ()
+        for t in content.tenants:
+            reach = reaches.get((t.service, server))
+            num_edges = len(reach.edges) - reach.first(t.response_ms) if reach else 0
+            if reach is None or num_edges == 0:
+                break
+            rate = min(t.work_per_s, reach.demand(t.response_ms)) if len(content.tenants) == 1 else t.work_per_s
+            mark += (float(num_edges), rate, -t.load_s)
+        else:
+            key = (content.tp, content.pp, tuple(t.service for t in content.tenants))
+            rivals.setdefault(key, []).append((mark, content))
+    for group in rivals.values():
+        kept: list[tuple[tuple[float, ...], Content]] = []
+        group.sort(key=lambda mc: (mc[0], tuple(t.work_per_s for t in mc[1].tenants)), reverse=True)
+        for mark, content in group:  # in falling order, so nothing later can replace what is kept
+            better = next((c for m, c in kept if all(a >= b for a, b in zip(m, mark, strict=True))), None)
+            if better is None:
+                kept.append((mark, content))
+                yield content
+            else:
+                stand_ins[server, content] = better
+
+
+def _packing_rows(
+    problem: PlacementProblem,
+    columns: Sequence[Column],
+    reaches: Mapping[tuple[str, str], Reach],
+    rows: RowBuilder,
+    tighten: bool,
+) -> None:
+    pools: dict[tuple[str, str], list[Column]] = {}
+    kept: dict[tuple[str, tuple[Resident, ...]], list[Column]] = {}
+    for c in columns:
+        pools.setdefault((c.server, c.content.device_type), []).append(c)
+        if c.residents:
+            kept.setdefault((c.server, c.residents), []).append(c)
+    for (server, device_type), members in pools.items():
+        count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
+        terms = [(c.index, float(c.content.num_devices)) for c in members]
+        rows.add(f"devices[{server},{device_type}]", terms, upper=float(count))
+    for (server, residents), members in kept.items():
+        name = f"resident[{server},{_class_name(residents)}]"
+        rows.add(name, [(c.index, 1.0) for c in members], upper=float(len(residents)))
+    for c in columns:
+        if c.share_index < 0:
+            continue
+        shares = [(c.share_index + i, 1.0) for i in range(len(c.earning))]
+        rows.add(f"time[{c.name}]", [*shares, (c.index, -1.0)], upper=0.0)
+        for i, t in enumerate(c.content.tenants if tighten else ()):
+            part = reaches[t.service, c.server].demand(t.response_ms) / t.work_per_s
+            if part < 1.0:
+                rows.add(f"reach[{c.name},{t.service}]", [(c.share_index + i, 1.0), (c.index, -part)], upper=0.0)
+
+
+def _edge_uses(
+    problem: PlacementProblem, reach: Reach, least_response_ms: float, earning: float, first_index: int
+) -> list[EdgeUse]:
+    usable = reach.edges[reach.first(least_response_ms) :]
+    return [
+        EdgeUse(edge=e, earning=earning, offered=problem.offered[e.service, e.origin], index=first_index + i)
+        for i, e in enumerate(usable)
+    ]
+
+
+def _capacity_rows(
+    key: tuple[str, str, float],
+    reach: Reach,
+    supply: Sequence[_Supply],
+    uses: Sequence[EdgeUse],
+    rows: RowBuilder,
+    tighten: bool,
+) -> None:
+    """One row per distinct set of tenants fast enough; supply and uses come in rising response and slack."""
+    service, server, earning = key
+    responses = [s.response_ms for s in supply]
+    skipped = len(reach.edges) - len(uses)
+    fast = [bisect_right(responses, u.edge.slack_ms) for u in uses]
+    for end, num_fast in enumerate(fast, start=1):
+        edge = uses[end - 1].edge
+        if end == len(uses) or fast[end] != num_fast:
+            terms = [(u.index, u.offered) for u in uses[:end]]
+            for s in supply[:num_fast]:
+                if s.share_index >= 0:
+                    terms.append((s.share_index, -s.work_per_s))
+                else:
+                    cap = min(s.work_per_s, reach.demand(s.response_ms, skipped + end)) if tighten else s.work_per_s
+                    terms.append((s.column.index, -cap))
+            rows.add_scaled(f"capacity[{service},{server},{earning:.6g},{edge.slack_ms:.6g}]", terms)
+    if not tighten or len(uses) < 2:
+        return
+    for u, num_fast in zip(uses, fast, strict=True):
+        if all(s.work_per_s <= u.offered for s in supply[:num_fast]):
+            continue
+        terms = [(u.index, u.offered)]
+        for s in supply[:num_fast]:
+            if s.share_index >= 0 and s.work_per_s <= u.offered:
+                terms.append((s.share_index, -s.work_per_s))
+            else:
+                terms.append((s.column.index, -min(s.work_per_s, u.offered)))
+        rows.add_scaled(f"strong[{u.name}]", terms)
+
+
+def _demand_rows(uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
+    served: dict[tuple[str, str], list[EdgeUse]] = {}
+    for u in uses:
+        served.setdefault((u.edge.service, u.edge.origin), []).append(u)
+    for (service, origin), members in sorted(served.items()):
+        rows.add(f"demand[{service},{origin}]", [(u.index, 1.0) for u in members], upper=1.0)
+
+
+def _link_rows(problem: PlacementProblem, uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
+    width = link_widths(problem.topology)
+    terms: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    worst: dict[tuple[str, str], dict[tuple[str, str], float]] = {}  # link to the most that each demand could put on it
+    for u in uses:
+        for hop, load in problem.link_loads(u.edge):
+            part = load * u.offered / width[hop]
+            terms.setdefault(hop, []).append((u.index, part))
+            seen = worst.setdefault(hop, {})
+            asked = (u.edge.service, u.edge.origin)
+            seen[asked] = max(seen.get(asked, 0.0), part)
+    for hop in sorted(terms):
+        if sum(worst[hop].values()) > 1.0:
+            rows.add(f"link[{hop[0]}->{hop[1]}]", terms[hop], upper=1.0)
+
+
+def _program(
+    problem: PlacementProblem,
+    columns: Sequence[Column],
+    uses: Sequence[EdgeUse],
+    num_shares: int,
+    rows: RowBuilder,
+) -> MilpProgram:
+    num_z, num_vars = len(columns), len(columns) + num_shares + len(uses)
+    objective, upper = np.zeros(num_vars), np.ones(num_vars)
+    upper[:num_z] = [c.max_groups for c in columns]
+    upper[num_z : num_z + num_shares] = np.inf
+    for u in uses:
+        objective[u.index] = problem.service(u.edge.service).weight * u.earning * u.offered
+    share_names = [f"share[{c.name},{t.service}]" for c in columns if c.share_index >= 0 for t in c.content.tenants]
+    return MilpProgram(
+        objective=objective,
+        col_lower=np.zeros(num_vars),
+        col_upper=upper,
+        is_integer=np.arange(num_vars) < num_z,
+        row_start=rows.row_start,
+        col_index=rows.col_index,
+        coefficient=rows.coefficient,
+        row_lower=rows.lower,
+        row_upper=rows.upper,
+        row_names=tuple(rows.names),
+        col_names=(*(f"z[{c.name}]" for c in columns), *share_names, *(f"y[{u.name}]" for u in uses)),
+    )
