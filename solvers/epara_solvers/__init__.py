@@ -1,0 +1,1 @@
+"""Back ends that solve mixed-integer programs, and planners that turn problems into plans."""
