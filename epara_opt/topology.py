@@ -1,1 +1,0 @@
-"""Reading topology YAML and profile CSV into the domain."""
