@@ -1,0 +1,190 @@
+"""Why demand is not served: typed reasons from infeasibility and dual prices, never from guessing.
+
+Asked in this order, for each service and origin with demand left over:
+
+    no_profile         its model was never measured on any device type that stands
+    no_memory          it was, but fits none of them
+    no_route_in_time   no device, or no route from this origin to one, answers within the deadline
+    no_devices         servers in reach have no devices, or fewer than one group needs
+    outbid             it could be served, but what it needs is worth more elsewhere: devices, or a link
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from epara_opt.domain.category import Scale, is_timely
+from epara_opt.domain.performance import configurations, evaluate
+from epara_opt.domain.service import Demand
+from epara_opt.placement import Placement, link_use, link_widths, served
+from epara_opt.plan import Unserved
+from epara_opt.problem import Edge, PlacementProblem
+
+NEGLIGIBLE = 5e-7  # part of an origin's demand; less is a solver's tolerance, not a decision
+FULL = 1.0 - 1e-6  # part of a link's bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """The fastest way to serve an edge on one device type of its server."""
+
+    edge: Edge
+    device_type: str
+    num_devices: int
+    num_there: int
+    response_ms: float
+
+    @property
+    def in_time(self) -> bool:
+        return self.response_ms <= self.edge.slack_ms
+
+    @property
+    def fits(self) -> bool:
+        return self.num_devices <= self.num_there
+
+
+def explain_unserved(
+    problem: PlacementProblem, placement: Placement, prices: Mapping[str, float] | None = None
+) -> tuple[Unserved, ...]:
+    """One entry per service and origin with demand left over, in the order of the demand.
+
+    prices: dual values of the LP relaxation by row name (devices[...], link[...]): what one more unit on the row's
+    right-hand side is worth, >= 0. Without them a reason says only what the placement itself shows.
+    """
+    done = served(placement)
+    found: list[Unserved] = []
+    scarcity = _Scarcity(problem, placement, prices or {})
+    for d in problem.demand:
+        left = d.offered - done.get((d.service, d.origin), 0.0)
+        if left > NEGLIGIBLE * d.offered:
+            code, reason = _why(problem, d, scarcity)
+            found.append(Unserved(service=d.service, origin=d.origin, rate=left, code=code, reason=reason))
+    return tuple(found)
+
+
+def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tuple[str, str]:
+    edges = [e for e in problem.edges if (e.service, e.origin) == (demand.service, demand.origin)]
+    misfits = problem.misfits.get(demand.service, ())
+    for code in ("no_route_in_time", "no_memory", "no_profile"):  # the one that came closest
+        if any(m.startswith(code) for m in misfits):
+            return code, "; ".join(m.split(": ", 1)[-1] for m in misfits)
+    service = problem.service(demand.service)
+    if not edges:
+        nearest = _nearest_network(problem, demand)
+        if nearest is None:
+            return "no_devices", f"no server with devices can be reached from {demand.origin}"
+        return (
+            "no_route_in_time",
+            f"every route breaks the SLO: nearest {nearest[1]} {nearest[0]:.0f} ms network > "
+            f"{service.deadline_ms:.0f} ms",
+        )
+    options = [o for e in edges for o in _options(problem, e)]
+    if not options:
+        servers = ", ".join(sorted({e.server for e in edges}))
+        return "no_devices", f"no device type of the servers in reach ({servers}) can run {demand.service}"
+    timely = [o for o in options if o.in_time]
+    if not timely:
+        best = min(options, key=lambda o: o.edge.network_ms + o.response_ms)
+        return (
+            "no_route_in_time",
+            f"every route breaks the SLO: nearest {best.edge.server} {best.edge.network_ms:.0f} ms network + "
+            f"{best.response_ms:.0f} ms service > {service.deadline_ms:.0f} ms",
+        )
+    fitting = [o for o in timely if o.fits]
+    if not fitting:
+        best = min(timely, key=lambda o: o.num_devices - o.num_there)
+        return (
+            "no_devices",
+            f"one group needs {best.num_devices} {best.device_type} at one server; "
+            f"{best.edge.server} has {best.num_there}, and no server in reach has more to spare",
+        )
+    return "outbid", scarcity.reason(demand, fitting)
+
+
+def _nearest_network(problem: PlacementProblem, demand: Demand) -> tuple[float, str] | None:
+    shape = problem.service(demand.service).request
+    found: list[tuple[float, str]] = []
+    for server in problem.topology.servers.values():
+        path = problem.topology.path(demand.origin, server.name)
+        if server.devices and path is not None:
+            found.append((path.rtt_ms + path.transfer_ms(shape.input_bytes + shape.output_bytes), server.name))
+    return min(found, default=None)
+
+
+def _options(problem: PlacementProblem, edge: Edge) -> list[_Option]:
+    """Per device type and shape at the edge's server: the least response of those that fit in memory."""
+    service = problem.service(edge.service)
+    single = problem.categories[service.name].scale is Scale.SINGLE_DEVICE
+    found: list[_Option] = []
+    for pool in problem.topology.servers[edge.server].devices:
+        memory = problem.topology.device_types[pool.type].memory_bytes
+        for shape, profile in problem.catalogue.shapes(service.model.profile_name, pool.type).items():
+            performances = (evaluate(service, profile, c) for c in configurations(service, profile))
+            responses = [
+                p.response_ms
+                for p in performances
+                if p.memory_bytes <= memory and is_timely(service, p.response_ms, p.tpot_ms)
+            ]
+            if responses and (shape == (1, 1) or not single):
+                found.append(_Option(edge, pool.type, math.prod(shape), pool.count, min(responses)))
+    return found
+
+
+class _Scarcity:
+    """What is used up, and what more of it would be worth."""
+
+    def __init__(self, problem: PlacementProblem, placement: Placement, prices: Mapping[str, float]) -> None:
+        self._problem = problem
+        self._prices = prices
+        widths = link_widths(problem.topology)
+        self._full = {h for h, load in link_use(problem, placement.flows).items() if load >= FULL * widths[h]}
+        self._used: dict[tuple[str, str], int] = {}
+        for group in placement.groups:
+            pool = (group.server, group.content.device_type)
+            self._used[pool] = self._used.get(pool, 0) + group.content.num_devices
+
+    def reason(self, demand: Demand, options: Sequence[_Option]) -> str:
+        """Of a demand that could be served: what stands in its way."""
+        open_options = [o for o in options if not self._full_hops(o.edge)]
+        if not open_options:
+            return self._links(demand, options)
+        short = [
+            o for o in open_options if o.num_there - self._used.get((o.edge.server, o.device_type), 0) < o.num_devices
+        ]
+        if len(short) < len(open_options):
+            free = next(o for o in open_options if o not in short)
+            return f"outbid: this plan leaves it out, though {free.device_type} are free at {free.edge.server}"
+        pools = sorted({(o.device_type, o.edge.server) for o in short})
+        types = " and ".join(sorted({t for t, _ in pools}))
+        servers = ", ".join(sorted({s for _, s in pools}))
+        text = f"outbid: all {types} in reach ({servers}) are worth more elsewhere"
+        best = max(pools, key=lambda p: (self._price(f"devices[{p[1]},{p[0]}]"), p))
+        price = self._price(f"devices[{best[1]},{best[0]}]")
+        if price > 0:
+            text += f"; one more {best[0]} at {best[1]} would add about {self._worth(demand, price)}"
+        elif not self._prices:
+            text = f"outbid: all {types} in reach ({servers}) are in use"
+        return text
+
+    def _full_hops(self, edge: Edge) -> list[tuple[str, str]]:
+        return [hop for hop, _ in self._problem.link_loads(edge) if hop in self._full]
+
+    def _links(self, demand: Demand, options: Sequence[_Option]) -> str:
+        hops = sorted({hop for o in options for hop in self._full_hops(o.edge)})
+        text = "outbid: every route crosses a full link (" + ", ".join(f"{a} -> {b}" for a, b in hops) + ")"
+        a, b = max(hops, key=lambda h: (self._price(f"link[{h[0]}->{h[1]}]"), h))
+        price = self._price(f"link[{a}->{b}]")
+        if price > 0:  # of the whole bandwidth
+            text += f"; 10 % more bandwidth {a} -> {b} would add about {self._worth(demand, 0.1 * price)}"
+        return text
+
+    def _price(self, row: str) -> float:
+        return max(0.0, self._prices.get(row, 0.0))
+
+    def _worth(self, demand: Demand, price: float) -> str:
+        service = self._problem.service(demand.service)
+        return f"{price / service.weight:.3g} {service.work_unit}" + (
+            "" if service.weight == 1.0 else f" of {service.name} ({price:.3g} weighted)"
+        )

@@ -1,0 +1,342 @@
+"""The checker: does a plan keep what it promises? It knows no solver and no formulation.
+
+Everything is recomputed from topology, profiles and the rules of `domain/`; of the plan's own numbers none is
+trusted, and those that can be recomputed must agree. Every plan passes here before anything is pushed, whoever made it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from epara_opt.domain.category import Category, Scale, categorize, is_timely
+from epara_opt.domain.performance import Performance, evaluate
+from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.topology import Topology
+from epara_opt.errors import InputError, PlanRejected
+from epara_opt.plan import ActionKind, Plan, Replica, relative_gap
+from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident
+from epara_opt.units import bytes_to_gib
+
+TOLERANCE = 1e-6  # relative
+
+
+def verify(
+    plan: Plan, topology: Topology, catalogue: ProfileCatalogue, *, problem: PlacementProblem | None = None
+) -> None:
+    """Raise PlanRejected with every violation found; return if there is none.
+
+    With a problem, the plan must be for its inputs, keep its rules, and claim no more than its demand and residents
+    allow. Without one, demand is the topology's own and groups may be busy all the time.
+    """
+    check = _Check(plan=plan, topology=topology, catalogue=catalogue, problem=problem)
+    check.inputs()
+    check.groups()
+    check.performance()
+    check.routes()
+    check.time()
+    check.demand()
+    check.links()
+    check.claims()
+    check.actions()
+    if check.found:
+        raise PlanRejected(check.found)
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9)
+
+
+def _exceeds(a: float, limit: float) -> bool:
+    return not a <= limit + TOLERANCE * abs(limit) + 1e-9  # also true for NaN
+
+
+@dataclass(kw_only=True)
+class _Check:
+    plan: Plan
+    topology: Topology
+    catalogue: ProfileCatalogue
+    problem: PlacementProblem | None
+    found: list[str] = field(default_factory=list[str])
+    performances: dict[str, Performance] = field(default_factory=dict[str, Performance])  # by replica id, alone
+    response_ms: dict[str, float] = field(default_factory=dict[str, float])  # by replica id, in company
+    served: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+
+    def broken(self, path: str, law: str, value: object = "") -> None:
+        self.found.append(f"{path}: {law}" + (f", got {value}" if value != "" else ""))
+
+    def __post_init__(self) -> None:
+        self.replicas: Mapping[str, Replica] = {r.id: r for r in self.plan.replicas}
+        self.by_group: dict[str, list[Replica]] = {}
+        for r in self.plan.replicas:
+            self.by_group.setdefault(r.group, []).append(r)
+        residents = self.problem.residents if self.problem else ()
+        self.residents: Mapping[str, Resident] = {r.group: r for r in residents}
+        self.categories: dict[str, Category] = {}
+
+    def inputs(self) -> None:
+        if self.plan.topology != self.topology.name:
+            self.broken("topology", f"expected {self.topology.name}", self.plan.topology)
+        if self.plan.topology_digest and self.plan.topology_digest != self.topology.digest:
+            law = f"expected a plan for this edge ({self.topology.digest})"
+            self.broken("topology_digest", law, self.plan.topology_digest)
+        if self.problem is not None and self.plan.inputs_digest != self.problem.digest:
+            law = f"expected a plan for these inputs ({self.problem.digest})"
+            self.broken("inputs_digest", law, self.plan.inputs_digest)
+        if len(self.replicas) != len(self.plan.replicas):
+            self.broken("replicas", "expected each id once")
+
+    def groups(self) -> None:
+        """Devices exist, fit the shape, and belong to one group each."""
+        owner: dict[tuple[str, str, int], str] = {}
+        for group, members in self.by_group.items():
+            path, first = f"groups[{group}]", members[0]
+            place = (first.server, first.device_type, first.devices, first.tp, first.pp)
+            if any((r.server, r.device_type, r.devices, r.tp, r.pp) != place for r in members):
+                self.broken(path, "expected one server, device type, shape and set of devices for all its replicas")
+                continue
+            if len({r.service for r in members}) != len(members):
+                self.broken(path, "expected each service once")
+            if self.problem is not None and len(members) > self.problem.rules.max_tenants:
+                self.broken(path, f"expected at most {self.problem.rules.max_tenants} services", len(members))
+            known = self.residents.get(group)
+            if known and place != (known.server, known.device_type, known.devices, known.tp, known.pp):
+                self.broken(path, "expected the devices and shape that this group has in force")
+            if len(first.devices) != first.tp * first.pp or len(set(first.devices)) != len(first.devices):
+                self.broken(path, f"expected {first.tp} x {first.pp} different devices", list(first.devices))
+            server = self.topology.servers.get(first.server)
+            count = next((p.count for p in server.devices if p.type == first.device_type), 0) if server else 0
+            for device in first.devices:
+                if not 0 <= device < count:
+                    law = f"expected a device of {first.server}, which has {count} {first.device_type}"
+                    self.broken(path, law, device)
+                other = owner.setdefault((first.server, first.device_type, device), group)
+                if other != group:
+                    self.broken(path, f"expected devices of its own; {other} has it too", device)
+
+    def performance(self) -> None:
+        """What each replica can do, alone and in its group's company; memory; shapes its category allows."""
+        for group, members in self.by_group.items():
+            alone = {r.id: p for r in members if (p := self._alone(r)) is not None}
+            if len(alone) < len(members):
+                continue
+            self.performances |= alone
+            needed = sum(p.memory_bytes for p in alone.values())
+            memory = self.topology.device_types[members[0].device_type].memory_bytes
+            if needed > memory:
+                law = f"expected at most {bytes_to_gib(memory):.3f} GiB per device"
+                self.broken(f"groups[{group}].memory", law, f"{bytes_to_gib(needed):.3f}")
+            for r in members:
+                path, service = f"replicas[{r.id}]", self.topology.services[r.service]
+                others_ms = sum(p.quantum_ms for p in alone.values()) - alone[r.id].quantum_ms
+                response_ms = self.response_ms[r.id] = alone[r.id].response_in_company_ms(others_ms)
+                tpot_ms = alone[r.id].tpot_in_company_ms(others_ms)
+                if not is_timely(service, response_ms * (1 - TOLERANCE), tpot_ms * (1 - TOLERANCE)):
+                    law = f"expected at most {service.deadline_ms:g} ms"
+                    if service.tpot_ms is not None:
+                        law += f" and {service.tpot_ms:g} ms per token"
+                    self.broken(path, law, f"{response_ms:.1f} ms, {tpot_ms:.1f} ms per token")
+                if not _same(r.response_ms, response_ms):
+                    self.broken(f"{path}.response_ms", f"expected {response_ms:.3f}", r.response_ms)
+                load_s = 0.0 if self._loaded(r) else alone[r.id].load_s
+                if self.problem is not None and not _same(r.load_s, load_s):
+                    self.broken(f"{path}.load_s", f"expected {load_s:g}", r.load_s)
+                if r.memory_bytes != alone[r.id].memory_bytes:
+                    self.broken(f"{path}.memory_bytes", f"expected {alone[r.id].memory_bytes}", r.memory_bytes)
+
+    def _alone(self, r: Replica) -> Performance | None:
+        path = f"replicas[{r.id}]"
+        service = self.topology.services.get(r.service)
+        if service is None:
+            self.broken(path, "expected a service of the topology", r.service)
+            return None
+        if r.device_type not in self.topology.device_types:
+            self.broken(path, "expected a device type of the topology", r.device_type)
+            return None
+        if r.frames > 1 and not service.is_stream:
+            self.broken(path, "expected one frame per batch: not a stream", r.frames)
+        category = self.categories.get(service.name) or categorize(service, self.topology, self.catalogue)
+        self.categories[service.name] = category
+        if category.scale is Scale.SINGLE_DEVICE and r.tp * r.pp > 1:
+            self.broken(path, f"expected one device: {category}", f"tp {r.tp}, pp {r.pp}")
+        profile = self.catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
+        if profile is None:
+            self.broken(path, f"expected a profile of {service.model.profile_name} on {r.device_type}", r.config)
+            return None
+        try:
+            return evaluate(service, profile, r.config)
+        except InputError as e:
+            self.broken(path, f"expected a configuration inside the profile: {e}")
+            return None
+
+    def routes(self) -> None:
+        """Each reaches its replica in time over the network as it is."""
+        usable = {(e.service, e.origin, e.server) for e in self.problem.edges} if self.problem else None
+        replicas = self.replicas
+        seen: set[tuple[str, str, str]] = set()
+        for route in self.plan.routes:
+            path = f"routes[{route.service}, {route.origin} -> {route.replica}]"
+            replica, service = replicas.get(route.replica), self.topology.services.get(route.service)
+            if replica is None or service is None or replica.service != route.service:
+                self.broken(path, "expected a replica of this service in the plan")
+                continue
+            key = (route.service, route.origin, route.replica)
+            if key in seen:
+                self.broken(path, "expected each route once")
+            seen.add(key)
+            if not 0 < route.rate < math.inf:
+                self.broken(f"{path}.rate", "expected a finite number > 0", route.rate)
+                continue
+            self.served[key[:2]] = self.served.get(key[:2], 0.0) + route.rate
+            way = self.topology.path(route.origin, replica.server)
+            if way is None:
+                self.broken(path, f"expected a path from {route.origin} to {replica.server}")
+                continue
+            if usable is not None and (route.service, route.origin, replica.server) not in usable:
+                self.broken(path, "expected an edge of the problem: demand here, a server that stands, a route in time")
+            network_ms = way.rtt_ms + way.transfer_ms(service.request.input_bytes + service.request.output_bytes)
+            if not _same(route.network_ms, network_ms):
+                self.broken(f"{path}.network_ms", f"expected {network_ms:.3f}", route.network_ms)
+            if replica.id in self.response_ms:
+                total_ms = network_ms + self.response_ms[replica.id]
+                if _exceeds(total_ms, service.deadline_ms):
+                    self.broken(path, f"expected at most {service.deadline_ms:g} ms", f"{total_ms:.1f}")
+                if not _same(route.predicted_ms, total_ms):
+                    self.broken(f"{path}.predicted_ms", f"expected {total_ms:.3f}", route.predicted_ms)
+
+    def time(self) -> None:
+        """No group promises more than all its time."""
+        busy_part = self.problem.rules.max_utilization if self.problem else 1.0
+        rate: dict[str, float] = {}
+        for route in self.plan.routes:
+            rate[route.replica] = rate.get(route.replica, 0.0) + route.rate
+        for group, members in self.by_group.items():
+            if any(r.id not in self.performances for r in members):
+                continue
+            work = {r.id: self.performances[r.id].work_per_s * busy_part for r in members}
+            for law, total in (
+                (
+                    "expected routes to ask for at most all of its time",
+                    sum(rate.get(i, 0.0) / w for i, w in work.items()),
+                ),
+                ("expected shares of at most 1 together", sum(r.share for r in members)),
+                ("expected capacities for at most all of its time", sum(r.capacity / work[r.id] for r in members)),
+            ):
+                if _exceeds(total, 1.0):
+                    self.broken(f"groups[{group}]", law, f"{total:.6f}")
+            for r in members:
+                path, asked = f"replicas[{r.id}]", rate.get(r.id, 0.0)
+                if not (r.share >= 0.0 and r.capacity >= 0.0):
+                    self.broken(path, "expected share and capacity >= 0", (r.share, r.capacity))
+                if _exceeds(asked, r.share * work[r.id]):
+                    law = f"expected at most {r.share * work[r.id]:.6g} in its share of time"
+                    self.broken(f"{path}.rate", law, f"{asked:.6g}")
+                if _exceeds(asked, r.capacity):
+                    self.broken(f"{path}.rate", f"expected at most its capacity {r.capacity:.6g}", f"{asked:.6g}")
+
+    def _offered(self) -> dict[tuple[str, str], float]:
+        demand = self.topology.demand if self.problem is None else self.problem.demand
+        return {(d.service, d.origin): d.offered for d in demand if d.offered > 0}
+
+    def demand(self) -> None:
+        """Served and unserved are together what is offered, at every origin."""
+        offered = self._offered()
+        missed: dict[tuple[str, str], float] = {}
+        for u in self.plan.unserved:
+            key = (u.service, u.origin)
+            if key in missed:
+                self.broken(f"unserved[{u.service}@{u.origin}]", "expected once")
+            missed[key] = u.rate
+            if not u.rate > 0 or not u.reason:
+                self.broken(f"unserved[{u.service}@{u.origin}]", "expected a rate > 0 and a reason", u.rate)
+        for key in sorted(offered.keys() | self.served.keys() | missed.keys()):
+            path, asked = f"demand[{key[0]}@{key[1]}]", offered.get(key, 0.0)
+            done, left = self.served.get(key, 0.0), missed.get(key, 0.0)
+            if _exceeds(done, asked):
+                self.broken(path, f"expected at most {asked:.6g} served", f"{done:.6g}")
+            elif abs(done + left - asked) > TOLERANCE * asked + 1e-9:
+                self.broken(path, f"expected served + unserved = {asked:.6g}", f"{done:.6g} + {left:.6g}")
+
+    def links(self) -> None:
+        """Each direction of each link carries at most its bandwidth: requests out, answers back."""
+        load: dict[tuple[str, str], float] = {}
+        for route in self.plan.routes:
+            replica, service = self.replicas.get(route.replica), self.topology.services.get(route.service)
+            way = self.topology.path(route.origin, replica.server) if replica else None
+            if way is None or service is None:
+                continue
+            events_per_s = route.rate * service.events_per_work
+            for a, b in way.hops:
+                load[a, b] = load.get((a, b), 0.0) + events_per_s * service.request.input_bytes
+                load[b, a] = load.get((b, a), 0.0) + events_per_s * service.request.output_bytes
+        for link in self.topology.links:
+            for a, b in (link.between, link.between[::-1]):
+                if _exceeds(load.get((a, b), 0.0), link.bandwidth_bytes_per_s):
+                    law = f"expected at most {link.bandwidth_bytes_per_s:.6g} bytes/s"
+                    self.broken(f"links[{a} -> {b}]", law, f"{load[a, b]:.6g}")
+
+    def _earning(self, replica: Replica, problem: PlacementProblem) -> float:
+        """1 if loaded already, or if nothing runs yet; else the part of the cycle that loading leaves."""
+        if self._loaded(replica) or not problem.residents or replica.id not in self.performances:
+            return 1.0
+        return max(MIN_EARNING, 1.0 - self.performances[replica.id].load_s / problem.rules.cycle_s)
+
+    def _loaded(self, replica: Replica) -> bool:
+        return replica.group in self.residents and replica.service in self.residents[replica.group].services
+
+    def claims(self) -> None:
+        """Objective, bound and predictions agree with the routes."""
+        plan, services = self.plan, self.topology.services
+        known = [(r, services[r.service]) for r in plan.routes if r.service in services and r.replica in self.replicas]
+        worth = sum(s.weight * r.rate for r, s in known)
+        if self.problem is not None:
+            earned = sum(s.weight * r.rate * self._earning(self.replicas[r.replica], self.problem) for r, s in known)
+            if not _same(plan.objective, earned):
+                self.broken("objective", f"expected {earned:.6f}", plan.objective)
+        elif _exceeds(plan.objective, worth):
+            self.broken("objective", f"expected at most the weighted goodput {worth:.6f}", plan.objective)
+        if plan.dual_bound is not None and _exceeds(plan.objective, plan.dual_bound):
+            self.broken("objective", f"expected at most the bound {plan.dual_bound:.6f}", plan.objective)
+        gap = relative_gap(plan.objective, plan.dual_bound)
+        if (gap is None) != (plan.gap is None) or abs((gap or 0.0) - (plan.gap or 0.0)) > TOLERANCE:
+            self.broken("gap", f"expected {gap}", plan.gap)
+        if not _same(plan.predicted.goodput, worth):
+            self.broken("predicted.goodput", f"expected the routes' sum {worth:.6f}", plan.predicted.goodput)
+        offered = self._offered()
+        total = sum(services[name].weight * rate for (name, _), rate in offered.items() if name in services)
+        self._attainment("predicted", plan.predicted.goodput, plan.predicted.offered, plan.predicted.slo_attainment)
+        if not _same(plan.predicted.offered, total):
+            self.broken("predicted.offered", f"expected {total:.6f}", plan.predicted.offered)
+        listed = {f.service for f in plan.predicted.services}
+        for name in sorted({r.service for r, _ in known} - listed):
+            self.broken(f"predicted.services[{name}]", "expected a forecast")
+        for forecast in plan.predicted.services:
+            path = f"predicted.services[{forecast.service}]"
+            served = sum(rate for (name, _), rate in self.served.items() if name == forecast.service)
+            asked = sum(rate for (name, _), rate in offered.items() if name == forecast.service)
+            if not _same(forecast.goodput, served):
+                self.broken(f"{path}.goodput", f"expected the routes' sum {served:.6f}", forecast.goodput)
+            if not _same(forecast.offered, asked):
+                self.broken(f"{path}.offered", f"expected {asked:.6f}", forecast.offered)
+            self._attainment(path, forecast.goodput, forecast.offered, forecast.slo_attainment)
+
+    def _attainment(self, path: str, goodput: float, offered: float, claimed: float) -> None:
+        expected = min(1.0, goodput / offered) if offered > 0 else 1.0
+        if not _same(claimed, expected):
+            self.broken(f"{path}.slo_attainment", f"expected {expected:.6f}", claimed)
+
+    def actions(self) -> None:
+        """Each names servers of the edge; what it prepares is in the plan, what it retires ran at that server."""
+        groups = self.by_group
+        for i, action in enumerate(self.plan.actions):
+            path = f"actions[{i}]"
+            if action.server not in self.topology.servers:
+                self.broken(f"{path}.server", "expected a server of the topology", action.server)
+            for group in action.groups:
+                if action.kind is ActionKind.PREPARE and (
+                    group not in groups or groups[group][0].server != action.server
+                ):
+                    self.broken(path, f"expected a group that the plan places at {action.server}", group)
+                if action.kind is ActionKind.RETIRE and not group.startswith(f"{action.server}/"):
+                    self.broken(path, f"expected a group of {action.server}", group)
