@@ -147,11 +147,13 @@ class PlacementProblem:
         return max(MIN_EARNING, 1.0 - tenant.load_s / self.rules.cycle_s)
 
     def useful_at(self, content: Content, server: str) -> bool:
-        """Whether every tenant could serve some offered demand from this server in time."""
-        return all(
-            any(e.slack_ms >= t.response_ms for e in self.edges_by_service_server.get((t.service, server), ()))
-            for t in content.tenants
-        )
+        """Whether every tenant could serve some offered demand from this server in time, enough to fill its batch."""
+        for t in content.tenants:
+            edges = self.edges_by_service_server.get((t.service, server), ())
+            reach = sum(self.offered[e.service, e.origin] for e in edges if e.slack_ms >= t.response_ms)
+            if reach <= 0 or not fills_batch(self.service(t.service), t.config, reach):
+                return False
+        return True
 
     def link_loads(self, edge: Edge) -> list[tuple[tuple[str, str], float]]:
         """Bytes per second that one unit of work puts on each directed link."""
@@ -166,6 +168,15 @@ class PlacementProblem:
         """sha256 over everything that decides what a plan means; 16 hex digits."""
         text = json.dumps([self.topology.digest, [asdict(d) for d in self.demand], asdict(self.rules)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fills_batch(service: Service, config: ParallelConfig, offered: float) -> bool:
+    """Whether the work in reach can fill a batch.
+
+    Requests pile up behind a busy replica until they do. A stream gives one group of `frames` consecutive frames to a
+    batch, so a batch of b groups needs b streams; with fewer, multi-frame batches are how a device is kept busy.
+    """
+    return not service.is_stream or config.batch <= math.ceil(offered)
 
 
 def build_problem(
@@ -309,8 +320,8 @@ def _contents(
 ) -> tuple[tuple[Content, ...], list[str]]:
     """Every content of this device type that is not dominated, and a note if tenants had to be limited.
 
-    One content dominates another of the same shape and services if no tenant has less rate, or fewer edges in
-    reach (slack >= response): it can replace the other in any plan.
+    One content dominates another of the same shape and services if no tenant has less rate, fewer edges in reach
+    (slack >= response), or needs more streams to fill its batch: it can replace the other in any plan.
     """
     memory = topology.device_types[device_type].memory_bytes
     options: dict[tuple[int, int], dict[str, list[Performance]]] = {}
@@ -373,7 +384,8 @@ def _undominated(
         reach = [sum(1 for s in slacks[t.service] if s >= t.response_ms) for t in content.tenants]
         if 0 in reach or not keeps_pace(topology, combo):
             continue
-        mark = tuple(x for p, r in zip(combo, reach, strict=True) for x in (p.work_per_s, float(r)))
+        hunger = [-p.config.batch if topology.services[p.service].is_stream else 0 for p in combo]  # see fills_batch
+        mark = (*(p.work_per_s for p in combo), *map(float, reach), *map(float, hunger))
         if any(all(a >= b for a, b in zip(other, mark, strict=True)) for other, _ in front):
             continue
         front = [(o, c) for o, c in front if not all(a >= b for a, b in zip(mark, o, strict=True))]

@@ -16,7 +16,7 @@ from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import InputError, PlanRejected
 from epara_opt.plan import ActionKind, Plan, Replica, relative_gap
-from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident
+from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident, fills_batch
 from epara_opt.units import bytes_to_gib
 
 TOLERANCE = 1e-6  # relative
@@ -137,6 +137,8 @@ class _Check:
                     if service.tpot_ms is not None:
                         law += f" and {service.tpot_ms:g} ms per token"
                     self.broken(path, law, f"{response_ms:.1f} ms, {tpot_ms:.1f} ms per token")
+                if self.problem is not None and not fills_batch(service, r.config, self._streams_near(r, response_ms)):
+                    self.broken(path, f"expected {r.batch} streams in reach to fill its batch")
                 if not _same(r.response_ms, response_ms):
                     self.broken(f"{path}.response_ms", f"expected {response_ms:.3f}", r.response_ms)
                 load_s = 0.0 if self._loaded(r) else alone[r.id].load_s
@@ -144,6 +146,17 @@ class _Check:
                     self.broken(f"{path}.load_s", f"expected {load_s:g}", r.load_s)
                 if r.memory_bytes != alone[r.id].memory_bytes:
                     self.broken(f"{path}.memory_bytes", f"expected {alone[r.id].memory_bytes}", r.memory_bytes)
+
+    def _streams_near(self, replica: Replica, response_ms: float) -> float:
+        """Demand whose route to this replica is fast enough."""
+        service = self.topology.services[replica.service]
+        near = 0.0
+        for (name, origin), offered in self._offered().items():
+            way = self.topology.path(origin, replica.server) if name == replica.service else None
+            if way is not None:
+                network_ms = way.rtt_ms + way.transfer_ms(service.request.input_bytes + service.request.output_bytes)
+                near += offered if not _exceeds(network_ms + response_ms, service.deadline_ms) else 0.0
+        return near
 
     def _alone(self, r: Replica) -> Performance | None:
         path = f"replicas[{r.id}]"

@@ -60,7 +60,7 @@ import numpy as np
 from epara_opt.formulation.program import MilpProgram
 from epara_opt.formulation.rows import RowBuilder
 from epara_opt.placement import link_widths
-from epara_opt.problem import Content, Edge, PlacementProblem, Resident
+from epara_opt.problem import Content, Edge, PlacementProblem, Resident, fills_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +251,8 @@ def _best_contents(
             reach = reaches.get((t.service, server))
             num_edges = len(reach.edges) - reach.first(t.response_ms) if reach else 0
             if reach is None or num_edges == 0:
+                break
+            if not fills_batch(problem.service(t.service), t.config, reach.demand(t.response_ms)):
                 break
             rate = min(t.work_per_s, reach.demand(t.response_ms)) if len(content.tenants) == 1 else t.work_per_s
             mark += (float(num_edges), rate, -t.load_s)

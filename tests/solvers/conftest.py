@@ -33,8 +33,9 @@ def make_tiny_problem(seed: int) -> PlacementProblem:
             kind=ServerKind.EDGE_SERVER,
             address=f"127.0.0.1:{7100 + i}",
             devices=tuple(
-                DevicePool(type=t, count=rng.randint(1, 3 if num_servers < 3 else 2))
+                DevicePool(type=t, count=rng.randint(1, 3 if num_servers == 1 else 2))
                 for t in rng.choice((("gpu",), ("gpu",), ("box",), ("gpu", "box") if num_servers < 3 else ("gpu",)))
+                if i == 0 or rng.random() < 0.75  # the others are only origins
             ),
         )
         for i in range(num_servers)
@@ -48,16 +49,17 @@ def make_tiny_problem(seed: int) -> PlacementProblem:
         Link(
             between=(f"s{i - 1}", f"s{i}"),
             rtt_ms=rng.choice((2.0, 10.0, 35.0)),
-            bandwidth_bytes_per_s=rng.uniform(2e5, 2e6) if tight else 1e9,
+            bandwidth_bytes_per_s=rng.uniform(3e5, 1.5e6) if tight else 1e9,
         )
         for i in range(1, num_servers)
     )
     rows = [row for s in services.values() for t, slow in TYPES.items() for row in make_rows(s, t, slow, rng)]
+    asked = (rng.choice(list(services)), "s0")  # at least this
     demand = tuple(
         Demand(service=s.name, origin=o, offered=offered(s, rng), is_streams=s.is_stream)
         for s in services.values()
         for o in servers
-        if rng.random() < 0.7
+        if (s.name, o) == asked or rng.random() < 0.7
     )
     topology = Topology(
         name=f"tiny-{seed}",
@@ -111,7 +113,7 @@ def make_service(name: str, kind: str, rng: random.Random) -> Service:
 
 def offered(service: Service, rng: random.Random) -> float:
     if service.is_stream:
-        return float(rng.randint(1, 6))
+        return float(rng.choice((1, 2, 3, 8)))
     return rng.uniform(0.5, 6.0) if service.model.task is Task.TEXT_GENERATION else rng.uniform(5.0, 60.0)
 
 
