@@ -1,0 +1,183 @@
+"""From a plan to what each executor is told: groups, routes and peers, with addresses and executors' units.
+
+A plan speaks of work (requests/s or streams); an executor counts requests and frames per second. The conversion
+happens here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from epara_opt.control.ports import CommitSpec, GroupSpec, PeerSpec, RouteSpec, TenantSpec
+from epara_opt.domain.performance import evaluate
+from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.topology import Topology
+from epara_opt.errors import InputError, Violation
+from epara_opt.plan import Plan, Replica, Route
+
+
+def servers_used(plan: Plan | None) -> frozenset[str]:
+    """Servers that host a replica of the plan or at which routed demand enters."""
+    if plan is None:
+        return frozenset()
+    return frozenset(r.server for r in plan.replicas) | frozenset(r.origin for r in plan.routes)
+
+
+def replicas_by_group(replicas: Iterable[Replica]) -> dict[str, tuple[Replica, ...]]:
+    """Group id to its tenants, both sorted."""
+    table: dict[str, list[Replica]] = {}
+    for r in sorted(replicas, key=lambda r: (r.group, r.service)):
+        table.setdefault(r.group, []).append(r)
+    return {g: tuple(rs) for g, rs in table.items()}
+
+
+def address_of(server: str, topology: Topology) -> str:
+    """Where a server's executor listens. Raises InputError naming the server where there is none."""
+    known = topology.servers.get(server)
+    if known is None:
+        raise InputError(Violation(path=f"servers.{server}", law="expected a server of the topology", value="none"))
+    if not known.address:
+        raise InputError(
+            Violation(path=f"servers.{server}.address", law="expected host:port, the plan uses this server")
+        )
+    return known.address
+
+
+def group_spec(tenants: Sequence[Replica], topology: Topology, catalogue: ProfileCatalogue) -> GroupSpec:
+    """One device group with these tenants. All of them share group, server, devices and shape."""
+    first = tenants[0]
+    return GroupSpec(
+        group=first.group,
+        server=first.server,
+        device_type=first.device_type,
+        device_kind=topology.device_types[first.device_type].kind.value,
+        devices=first.devices,
+        tp=first.tp,
+        pp=first.pp,
+        tenants=tuple(_tenant_spec(r, topology, catalogue) for r in sorted(tenants, key=lambda r: r.service)),
+    )
+
+
+def group_specs(
+    replicas: Iterable[Replica], topology: Topology, catalogue: ProfileCatalogue, *, server: str | None = None
+) -> tuple[GroupSpec, ...]:
+    """Every group of these replicas (at one server, if named), in group order."""
+    chosen = [r for r in replicas if server is None or r.server == server]
+    return tuple(group_spec(tenants, topology, catalogue) for tenants in replicas_by_group(chosen).values())
+
+
+def _tenant_spec(r: Replica, topology: Topology, catalogue: ProfileCatalogue) -> TenantSpec:
+    service = topology.services.get(r.service)
+    if service is None:
+        raise InputError(Violation(path=f"replicas.{r.id}", law="expected a service of the topology", value=r.service))
+    shapes = catalogue.shapes(service.model.profile_name, r.device_type)
+    profile = shapes.get((r.tp, r.pp))
+    if profile is None:
+        raise InputError(
+            Violation(
+                path=f"replicas.{r.id}",
+                law=f"expected a profile of {service.model.profile_name} on {r.device_type}",
+                value=f"none for tp{r.tp} pp{r.pp}",
+            )
+        )
+    performance = evaluate(service, profile, r.config)
+    return TenantSpec(
+        replica=r.id,
+        service=r.service,
+        source=service.model.source,
+        task=service.model.task.value,
+        batch=r.batch,
+        frames=r.frames,
+        sensitivity=service.sensitivity.value,
+        deadline_ms=service.deadline_ms,
+        fps=service.fps or 0.0,
+        response_ms=r.response_ms,
+        work_per_s=performance.work_per_s * service.events_per_work,
+        prompt_tokens=service.request.prompt_tokens,
+        output_tokens=service.request.output_tokens,
+    )
+
+
+def commit_spec(
+    server: str,
+    *,
+    topology: Topology,
+    catalogue: ProfileCatalogue,
+    live: Sequence[Replica],
+    plan: Plan,
+    plan_json: str | None = None,
+) -> CommitSpec:
+    """What `server` is told: `live` replicas of the whole edge (its own become its groups), routes of `plan`.
+
+    live: usually `plan.replicas`; during a change also those that an executor not yet switched still routes to.
+    plan_json: what the executor keeps on disk; the plan itself unless given.
+    """
+    here = {r.id: r for r in plan.replicas}
+    return CommitSpec(
+        server=server,
+        groups=group_specs(live, topology, catalogue, server=server),
+        routes=tuple(
+            _route_spec(route, here[route.replica], topology)
+            for route in sorted(plan.routes, key=lambda x: (x.service, x.replica))
+            if route.origin == server
+        ),
+        peers=_peers(server, plan, topology),
+        plan_json=plan.to_json() if plan_json is None else plan_json,
+    )
+
+
+def _route_spec(route: Route, target: Replica, topology: Topology) -> RouteSpec:
+    return RouteSpec(
+        service=route.service,
+        replica=route.replica,
+        server=target.server,
+        address=address_of(target.server, topology),
+        rate_per_s=route.rate * topology.services[route.service].events_per_work,
+        network_ms=route.network_ms,
+    )
+
+
+def _peers(server: str, plan: Plan, topology: Topology) -> tuple[PeerSpec, ...]:
+    """Every other server with live replicas of a service, whether or not this one's routes use it."""
+    capacity: dict[tuple[str, str], float] = {}
+    for r in plan.replicas:
+        if r.server != server:
+            key = (r.service, r.server)
+            capacity[key] = capacity.get(key, 0.0) + r.capacity * topology.services[r.service].events_per_work
+    peers: list[PeerSpec] = []
+    for (name, host), per_s in sorted(capacity.items()):
+        path = topology.path(server, host)
+        if path is None:
+            continue
+        request = topology.services[name].request
+        peers.append(
+            PeerSpec(
+                service=name,
+                server=host,
+                address=address_of(host, topology),
+                network_ms=path.rtt_ms + path.transfer_ms(request.input_bytes + request.output_bytes),
+                capacity_per_s=per_s,
+            )
+        )
+    return tuple(peers)
+
+
+def commit_specs(
+    plan: Plan, topology: Topology, catalogue: ProfileCatalogue, *, servers: Iterable[str] | None = None
+) -> Mapping[str, CommitSpec]:
+    """The final state of every server named (those the plan uses, unless given)."""
+    names = sorted(servers_used(plan) if servers is None else servers)
+    for name in names:
+        address_of(name, topology)
+    return {
+        name: commit_spec(name, topology=topology, catalogue=catalogue, live=plan.replicas, plan=plan) for name in names
+    }
+
+
+def with_endpoints(plan: Plan, topology: Topology) -> Plan:
+    """The plan with each replica's executor address filled in where the topology gives one."""
+    return replace(
+        plan,
+        replicas=tuple(replace(r, endpoint=topology.servers[r.server].address or "") for r in plan.replicas),
+    )

@@ -1,0 +1,286 @@
+"""Stand-ins for the world: a clock that is told, a fleet in memory that keeps the executors' laws, simple planners.
+
+Product code, not mocks: `FakeFleet` enforces what real executors enforce (fences, device memory, prepare before
+commit, no retire of what is committed) and says which law was broken, so that the control cycle can be driven
+through thousands of failures in a second, in tests and what-ifs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from epara_opt.control.ports import (
+    CommitSpec,
+    ExecutorState,
+    Fence,
+    FleetState,
+    GroupSpec,
+    ReplicaObservation,
+    ServiceObservation,
+    TenantSpec,
+)
+from epara_opt.domain.parallel import ParallelConfig
+from epara_opt.domain.performance import evaluate
+from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.topology import Topology
+from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, StaleFence
+from epara_opt.plan import Plan
+from epara_opt.problem import PlacementProblem
+
+
+class FakeClock:
+    """Time that passes only when somebody waits. `on_wait(now_s)` scripts the world; True from it asks to stop."""
+
+    def __init__(self, *, wall_at: float = 1_700_000_000.0, on_wait: Callable[[float], bool] | None = None) -> None:
+        self.now_s = 0.0
+        self._wall_at = wall_at
+        self.on_wait = on_wait
+        self.stopped = False
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def wall(self) -> float:
+        return self._wall_at + self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def wait(self, seconds: float) -> bool:
+        self.now_s += max(0.0, seconds)
+        if self.on_wait is not None and self.on_wait(self.now_s):
+            self.stopped = True
+        return self.stopped
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@dataclass(slots=True)
+class _Counters:
+    arrived: int = 0
+    on_time: int = 0
+    shed: int = 0
+    streams: int = 0
+
+
+@dataclass(slots=True)
+class FakeExecutor:
+    """One executor's memory. What is on disk survives a crash."""
+
+    server: str
+    up: bool = True
+    boots: int = 1
+    fence: tuple[int, int] = (0, 0)
+    loaded: dict[str, dict[str, TenantSpec]] = field(default_factory=dict[str, dict[str, TenantSpec]])
+    specs: dict[str, GroupSpec] = field(default_factory=dict[str, GroupSpec])  # of what is loaded
+    committed: CommitSpec | None = None  # on disk too
+    generation: int = 0
+    counters: dict[str, _Counters] = field(default_factory=dict[str, "_Counters"])
+
+    def live(self) -> set[str]:
+        """Replica ids that take work."""
+        if not self.up or self.committed is None:
+            return set()
+        return {t.replica for g in self.committed.groups for t in g.tenants}
+
+
+class FakeFleet:
+    """Executors in memory, addressed like real ones. Implements `ports.Fleet`.
+
+    calls: every prepare, commit and retire so far, as (method, server, what).
+    broken_laws: filled after every call with what no real edge may do: a route to a replica that is not live, a
+        device over its memory.
+    """
+
+    def __init__(self, topology: Topology, catalogue: ProfileCatalogue, clock: FakeClock | None = None) -> None:
+        self._topology = topology
+        self._catalogue = catalogue
+        self._clock = clock or FakeClock()
+        self._server_at = {s.address: s.name for s in topology.servers.values() if s.address}
+        self.executors = {name: FakeExecutor(server=name) for name in self._server_at.values()}
+        self.calls: list[tuple[str, str, tuple[str, ...]]] = []
+        self.broken_laws: list[str] = []
+        self._faults: dict[int, Callable[[str], FleetError | None]] = {}
+
+    def fail_at(self, call: int, fault: Callable[[str], FleetError | None]) -> None:
+        """At the call of this index (0: the next), do `fault(server)` first; raise what it returns, if anything."""
+        self._faults[len(self.calls) + call] = fault
+
+    def crash(self, server: str) -> None:
+        self.executors[server].up = False
+
+    def restart(self, server: str, *, blank: bool = False) -> None:
+        """Back again, with what its disk holds: the committed groups are loaded again, the rest is forgotten."""
+        e = self.executors[server]
+        e.up = True
+        e.boots += 1
+        e.counters = {}
+        if blank:
+            e.committed, e.generation, e.fence = None, 0, (0, 0)
+        groups = e.committed.groups if e.committed else ()
+        e.loaded = {g.group: {t.service: t for t in g.tenants} for g in groups}
+        e.specs = {g.group: g for g in groups}
+
+    def offer(self, service: str, origin: str, count: int, *, streams: int = 0, on_time: float = 1.0) -> None:
+        """Requests (or frames) enter at a server that is up; they are lost at one that is not."""
+        e = self.executors[origin]
+        if not e.up:
+            return
+        c = e.counters.setdefault(service, _Counters())
+        c.arrived += count
+        c.on_time += int(count * on_time)
+        c.shed += count - int(count * on_time)
+        c.streams = streams
+
+    def observe(self, servers: Mapping[str, str], *, with_plan: bool = False) -> FleetState:
+        states: dict[str, ExecutorState] = {}
+        down: dict[str, str] = {}
+        for name, address in servers.items():
+            e = self.executors[self._server_at[address]]
+            if e.up:
+                states[name] = self._state(e, with_plan)
+            else:
+                down[name] = "connection refused"
+        return FleetState(executors=states, down=down)
+
+    def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
+        e = self._enter("prepare", address, tuple(g.group for g in groups), fence)
+        before = {g: dict(t) for g, t in e.loaded.items()}, dict(e.specs)
+        for spec in groups:
+            tenants = e.loaded.setdefault(spec.group, {})
+            tenants.update({t.service: t for t in spec.tenants})
+            e.specs[spec.group] = replace(spec, tenants=tuple(tenants[s] for s in sorted(tenants)))
+        over = self._over_memory(e)
+        if over:
+            e.loaded, e.specs = before
+            raise ExecutorRefused(e.server, over)
+
+    def commit(self, address: str, spec: CommitSpec, fence: Fence, *, deadline_s: float) -> None:
+        e = self._enter("commit", address, tuple(g.group for g in spec.groups), fence)
+        for g in spec.groups:
+            for t in g.tenants:
+                if e.loaded.get(g.group, {}).get(t.service) is None:
+                    raise ExecutorRefused(e.server, f"{t.replica} was never prepared")
+        for g in spec.groups:
+            e.loaded[g.group] = {t.service: t for t in g.tenants}
+            e.specs[g.group] = g
+        e.committed = spec
+        e.generation = fence.generation
+        self._check_routes()
+
+    def retire(self, address: str, groups: tuple[str, ...], fence: Fence, *, deadline_s: float) -> None:
+        e = self._enter("retire", address, groups, fence)
+        used = {g.group for g in e.committed.groups} if e.committed else set[str]()
+        for group in groups:
+            if group in used:
+                raise ExecutorRefused(e.server, f"{group} is committed")
+        for group in groups:
+            e.loaded.pop(group, None)
+            e.specs.pop(group, None)
+
+    def _enter(self, method: str, address: str, what: tuple[str, ...], fence: Fence) -> FakeExecutor:
+        e = self.executors[self._server_at[address]]
+        fault = self._faults.pop(len(self.calls), None)
+        self.calls.append((method, e.server, what))
+        if fault is not None:
+            error = fault(e.server)
+            if error is not None:
+                raise error
+        if not e.up:
+            raise ExecutorUnreachable(e.server, "connection refused")
+        asked = (fence.epoch, fence.generation)
+        if asked < e.fence:
+            raise StaleFence(f"executor of {e.server} has seen epoch {e.fence[0]}, generation {e.fence[1]}")
+        e.fence = asked
+        return e
+
+    def _state(self, e: FakeExecutor, with_plan: bool) -> ExecutorState:
+        live = e.live()
+        return ExecutorState(
+            server=e.server,
+            incarnation=f"{e.server}-{e.boots}",
+            epoch=e.fence[0],
+            generation=e.generation,
+            at=self._clock.wall(),
+            services=tuple(
+                ServiceObservation(
+                    service=name,
+                    arrived=c.arrived,
+                    on_time=c.on_time,
+                    late=0,
+                    shed=c.shed,
+                    failed=0,
+                    forwarded=0,
+                    served=c.on_time,
+                    streams=c.streams,
+                )
+                for name, c in sorted(e.counters.items())
+            ),
+            replicas=tuple(
+                ReplicaObservation(
+                    replica=t.replica,
+                    group=group,
+                    service=t.service,
+                    state="live" if t.replica in live else "ready",
+                    queued=0,
+                    served=0,
+                    busy_s=0.0,
+                    mean_batch=0.0,
+                    batch_ms=0.0,
+                )
+                for group, tenants in sorted(e.loaded.items())
+                for t in tenants.values()
+            ),
+            plan_json=e.committed.plan_json if with_plan and e.committed else "",
+        )
+
+    def _over_memory(self, e: FakeExecutor) -> str:
+        used: dict[tuple[str, int], int] = {}
+        for spec in e.specs.values():
+            for t in spec.tenants:
+                need = self._memory_bytes(spec, t)
+                for i in spec.devices:
+                    used[spec.device_type, i] = used.get((spec.device_type, i), 0) + need
+        for (device_type, i), num_bytes in sorted(used.items()):
+            limit = self._topology.device_types[device_type].memory_bytes
+            if num_bytes > limit:
+                return f"{device_type} {i}: expected <= {limit} bytes, got {num_bytes}"
+        return ""
+
+    def _memory_bytes(self, spec: GroupSpec, tenant: TenantSpec) -> int:
+        service = self._topology.services[tenant.service]
+        profile = self._catalogue.shapes(service.model.profile_name, spec.device_type)[spec.tp, spec.pp]
+        return evaluate(service, profile, ParallelConfig(spec.tp, spec.pp, tenant.batch, tenant.frames)).memory_bytes
+
+    def _check_routes(self) -> None:
+        """Every route of every executor that stands leads to a live replica, or to a server that does not stand."""
+        for e in self.executors.values():
+            if not e.up or e.committed is None:
+                continue
+            for x in e.committed.routes:
+                target = self.executors[x.server]
+                if target.up and x.replica not in target.live():
+                    self.broken_laws.append(
+                        f"call {len(self.calls) - 1}: {e.server} routes {x.service} to {x.replica}, not live"
+                    )
+
+
+class ScriptedPlanner:
+    """Hands out what it was given, in order; the last again and again. An exception in the script is raised."""
+
+    name = "scripted"
+
+    def __init__(self, script: Sequence[Plan | Exception]) -> None:
+        self._script = list(script)
+        self.problems: list[PlacementProblem] = []
+
+    def plan(
+        self, problem: PlacementProblem, *, generation: int, time_limit_s: float, in_force: Plan | None = None
+    ) -> Plan:
+        self.problems.append(problem)
+        answer = self._script.pop(0) if len(self._script) > 1 else self._script[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return replace(answer, generation=generation)

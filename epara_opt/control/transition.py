@@ -1,0 +1,235 @@
+"""How to get from the plan in force to another: stages that never overfill a device.
+
+Make before break where memory allows: prepare what is new beside what runs, switch, retire. What does not fit
+beside runs later: the replicas in its way (the *displaced*) leave first, their work re-routed to what stays as far
+as that goes, and only then is the new prepared:
+
+    1 PREPARE what fits beside   2 COMMIT without the displaced   3 RETIRE them
+    4 PREPARE the rest           5 COMMIT the plan                6 RETIRE what it does not use
+
+Stages 2 to 4 exist only where something is displaced. Which replicas are displaced is chosen per device, least
+valuable work first. Memory is counted per replica and device, as profiles give it. A tenant that leaves a group
+that stays is unloaded by the executor at the commit; whole groups at the retire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from epara_opt.control.deploy import replicas_by_group, servers_used
+from epara_opt.control.routing import RouteBook, standing
+from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.topology import Topology
+from epara_opt.plan import ActionKind, Plan, Replica
+
+Device = tuple[str, str, int]  # server, device type, index
+MAX_UTILIZATION = 1.0  # of a group's time in the moment between two stages; the plan's own limit returns with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Actions that may run side by side. Stages run in order."""
+
+    number: int
+    kind: ActionKind
+    groups: Mapping[str, tuple[str, ...]]  # server to group ids; empty tuples for COMMIT
+    target: Plan  # PREPARE: where the groups are described. COMMIT: what is switched to. RETIRE: what stays
+    detail: str
+
+
+def same_content(a: Plan | None, b: Plan) -> bool:
+    """Whether two plans put the same replicas in the same shape and route the same rates."""
+    if a is None:
+        return not b.replicas and not b.routes
+    return _shape(a.replicas) == _shape(b.replicas) and {(x.origin, x.replica): x.rate for x in a.routes} == {
+        (x.origin, x.replica): x.rate for x in b.routes
+    }
+
+
+def _shape(replicas: Iterable[Replica]) -> dict[str, tuple[object, ...]]:
+    return {r.id: (r.server, r.device_type, r.devices, r.tp, r.pp, r.batch, r.frames) for r in replicas}
+
+
+def stages(
+    in_force: Plan | None,
+    plan: Plan,
+    topology: Topology,
+    catalogue: ProfileCatalogue,
+    *,
+    down: frozenset[str] = frozenset(),
+    stale: frozenset[str] = frozenset(),
+) -> tuple[Stage, ...]:
+    """The stages from `in_force` to `plan`; none when nothing differs. Deterministic, pure.
+
+    down: servers that do not answer; nothing is asked of them, and what ran there is gone.
+    stale: servers that must be committed again even when the plans agree (they came back with an older plan).
+    """
+    before = standing(in_force, topology, down)
+    if same_content(before, plan) and (before is None or same_content(in_force, before)):
+        servers = _committed(None, plan, topology, down) & stale
+        if not servers:
+            return ()
+        return (_commit(1, servers, plan, "bring back in line"),)
+    old = {r.id: r for r in before.replicas} if before else {}
+    new = {r.id: r for r in plan.replicas}
+    early, late, displaced = _split(old, new, before, topology)
+    servers = _committed(in_force, plan, topology, down)
+    made: list[Stage] = []
+
+    def prepare(groups: set[str], detail: str) -> None:
+        if groups:
+            made.append(
+                Stage(
+                    number=len(made) + 1,
+                    kind=ActionKind.PREPARE,
+                    groups=_by_server(groups, plan.replicas),
+                    target=plan,
+                    detail=detail,
+                )
+            )
+
+    def retire(groups: set[str], target: Plan, detail: str) -> None:
+        if groups and before is not None:
+            made.append(
+                Stage(
+                    number=len(made) + 1,
+                    kind=ActionKind.RETIRE,
+                    groups=_by_server(groups, before.replicas),
+                    target=target,
+                    detail=detail,
+                )
+            )
+
+    prepare(early, "beside what runs")
+    old_groups = {r.group for r in old.values()}
+    gone: set[str] = set()
+    if displaced and before is not None:
+        between = _between(before, plan, early, displaced, topology, catalogue)
+        gone = old_groups - {r.group for r in between.replicas}
+        made.append(_commit(len(made) + 1, servers, between, "make room"))
+        retire(gone, between, "make room")
+    prepare(late, "in the room made")
+    made.append(_commit(len(made) + 1, servers, plan, f"plan {plan.generation}"))
+    retire(old_groups - gone - {r.group for r in new.values()}, plan, "no longer used")
+    return tuple(made)
+
+
+def _commit(number: int, servers: frozenset[str], target: Plan, detail: str) -> Stage:
+    return Stage(
+        number=number,
+        kind=ActionKind.COMMIT,
+        groups=dict.fromkeys(sorted(servers), ()),
+        target=target,
+        detail=detail,
+    )
+
+
+def _committed(in_force: Plan | None, plan: Plan, topology: Topology, down: frozenset[str]) -> frozenset[str]:
+    """Servers of either plan, and every other that has an executor: clients may enter anywhere."""
+    addressed = {s.name for s in topology.servers.values() if s.address}
+    old = {s for s in servers_used(in_force) if s in topology.servers}
+    return frozenset((old | servers_used(plan) | addressed) - down)
+
+
+def _by_server(groups: set[str], replicas: Iterable[Replica]) -> dict[str, tuple[str, ...]]:
+    table: dict[str, set[str]] = {}
+    for r in replicas:
+        if r.group in groups:
+            table.setdefault(r.server, set()).add(r.group)
+    return {server: tuple(sorted(table[server])) for server in sorted(table)}
+
+
+def _devices(r: Replica) -> list[Device]:
+    return [(r.server, r.device_type, i) for i in r.devices]
+
+
+def reconfigured(old: Replica, new: Replica) -> bool:
+    """Same replica, other batch, frames or shape: the executor prepares it again, in place."""
+    return (old.batch, old.frames, old.tp, old.pp) != (new.batch, new.frames, new.tp, new.pp)
+
+
+def _split(
+    old: Mapping[str, Replica], new: Mapping[str, Replica], before: Plan | None, topology: Topology
+) -> tuple[set[str], set[str], set[str]]:
+    """(groups to prepare first, groups to prepare after making room, replica ids that make the room)."""
+    to_prepare = {r.group for i, r in new.items() if i not in old or reconfigured(old[i], r)}
+    used: dict[Device, int] = {}
+
+    def occupy(r: Replica, sign: int = 1) -> None:
+        for d in _devices(r):
+            used[d] = used.get(d, 0) + sign * r.memory_bytes
+
+    for i, r in old.items():
+        occupy(r if i not in new or new[i].memory_bytes <= r.memory_bytes else new[i])
+
+    def fits(adds: list[Replica]) -> bool:
+        more: dict[Device, int] = {}
+        for r in adds:
+            for d in _devices(r):
+                more[d] = more.get(d, 0) + r.memory_bytes
+        return all(used.get(d, 0) + m <= topology.device_types[d[1]].memory_bytes for d, m in more.items())
+
+    early: set[str] = set()
+    late: set[str] = set()
+    displaced: set[str] = set()
+    worth = _worth(before, topology)
+    groups = replicas_by_group(new.values())
+    waiting: list[list[Replica]] = []
+    for group in sorted(to_prepare):
+        adds = [r for r in groups[group] if r.id not in old]
+        if fits(adds):
+            early.add(group)
+            for r in adds:
+                occupy(r)
+        else:
+            late.add(group)
+            waiting.append(adds)
+    for adds in waiting:
+        places = {d for r in adds for d in _devices(r)}
+        in_the_way = [r for i, r in old.items() if i not in new and i not in displaced and places & set(_devices(r))]
+        for r in sorted(in_the_way, key=lambda r: (worth.get(r.id, 0.0), r.id)):
+            if fits(adds):
+                break
+            displaced.add(r.id)
+            occupy(r, -1)
+        for r in adds:
+            occupy(r)
+    return early, late, displaced
+
+
+def _worth(plan: Plan | None, topology: Topology) -> dict[str, float]:
+    """Weighted goodput by replica."""
+    table: dict[str, float] = {}
+    for x in plan.routes if plan else ():
+        table[x.replica] = table.get(x.replica, 0.0) + topology.services[x.service].weight * x.rate
+    return table
+
+
+def _between(
+    before: Plan,
+    plan: Plan,
+    early: set[str],
+    displaced: set[str],
+    topology: Topology,
+    catalogue: ProfileCatalogue,
+) -> Plan:
+    """What runs while there is room to be made: the old without the displaced, and the new that fits beside."""
+    replicas = {r.id: r for r in before.replicas if r.id not in displaced}
+    for r in plan.replicas:
+        if r.group in early and r.id not in replicas:
+            replicas[r.id] = r
+    book = RouteBook(replicas.values(), topology, catalogue, max_utilization=MAX_UTILIZATION)
+    wanted: dict[tuple[str, str], float] = {}
+    for x in before.routes:
+        wanted[x.service, x.origin] = wanted.get((x.service, x.origin), 0.0) + x.rate
+        book.add(x.service, x.origin, x.replica, x.rate)
+    book.fill(wanted)
+    return replace(
+        before,
+        generation=plan.generation,
+        replicas=tuple(replicas[i] for i in sorted(replicas)),
+        routes=book.routes(),
+        actions=(),
+        notes=(*before.notes, f"a step on the way to plan {plan.generation}: makes room for what does not fit beside"),
+    )
