@@ -97,6 +97,7 @@ class ExecutorRefused(FleetError):
 
     def __init__(self, server: str, detail: str) -> None:
         self.server = server
+        self.detail = detail
         super().__init__(f"executor of {server} refused: {detail}")
 
 

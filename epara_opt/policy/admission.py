@@ -52,17 +52,15 @@ def batch_finish_at(
     max_rows: int,
     batch_s: float,
     others_s: float = 0.0,
-    window_s: float = 0.0,
 ) -> float:
     """When a request that came now would be answered by a batching replica.
 
     busy_until: when what already runs on the device group ends. rows_ahead: rows of this service with earlier
     deadlines in the queue. others_s: time that co-hosted services with earlier deadlines will take first.
-    window_s: how long an idle group would wait for further frames of the stream.
+    A window that waits for further frames is not counted: it closes in time for the earliest deadline.
     """
     batches = math.ceil((rows_ahead + rows) / max_rows)
-    start_at = now + window_s if busy_until <= now and rows_ahead == 0 else max(now, busy_until)
-    return start_at + others_s + batches * batch_s
+    return max(now, busy_until) + others_s + batches * batch_s
 
 
 def slot_finish_at(*, now: float, in_flight: int, slots: int, answer_s: float, whole_s: float) -> float:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 
+SAFETY = 1.25  # a window closes this many expected batches before the earliest deadline
+
+
 class Queued(Protocol):
     """What the rule must know of a request that waits. Instants in seconds of the caller's clock."""
 
@@ -21,6 +24,11 @@ class Queued(Protocol):
     def queued_at(self) -> float: ...
     @property
     def due_at(self) -> float: ...
+    @property
+    def priority(self) -> int:
+        """Lower goes first; 0 is the default level and equals 1, as clients of Triton know it."""
+        ...
+
     @property
     def rows(self) -> int: ...
     @property
@@ -51,9 +59,9 @@ def batch_rule(*, batch: int, frames: int, fps: float) -> BatchRule:
 Q = TypeVar("Q", bound=Queued)
 
 
-def urgency(request: Queued) -> tuple[float, float]:
-    """Sort key of EDF; the longer wait breaks ties."""
-    return request.due_at, request.queued_at
+def urgency(request: Queued) -> tuple[int, float, float]:
+    """Sort key: EDF inside a priority level; the longer wait breaks ties."""
+    return max(1, request.priority), request.due_at, request.queued_at
 
 
 def next_batch(
@@ -71,7 +79,7 @@ def next_batch(
     if not idle:
         return (), math.inf
     opened_at = min(q.queued_at for q in chosen)
-    must_start_at = min(q.due_at for q in chosen) - batch_s
+    must_start_at = min(q.due_at for q in chosen) - SAFETY * batch_s
     until = min(opened_at + rule.window_s, must_start_at)
     if rule.window_s <= 0 or now >= until or not any(q.stream for q in chosen):
         return chosen, now

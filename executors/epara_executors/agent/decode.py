@@ -1,0 +1,166 @@
+"""From Open Inference Protocol messages to tensors and parameters, checked; and back.
+
+Everything a client can get wrong ends in BadRequest with the model, the tensor, the law and the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from epara_executors.agent.requests import BadRequest, Scalar
+from epara_executors.agent.worker_link import TensorDecl
+from epara_executors.rpc import open_inference_pb2 as oip
+from epara_executors.tensors import ITEM_BYTES, NUMPY_OF, join_bytes, num_elements, split_bytes
+from epara_executors.worker.frames import Tensor
+
+GENERAL_PARAMETERS = frozenset({"timeout", "priority", "stream", "frame"})
+GENERATION_PARAMETERS = frozenset(
+    {"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "min_tokens", "ignore_eos"}
+)
+_CONTENTS_OF = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def parameters_of(request: oip.ModelInferRequest, *, generates: bool) -> dict[str, Scalar]:
+    """The request's parameters as plain values; unknown ones are refused by name."""
+    known = GENERAL_PARAMETERS | (GENERATION_PARAMETERS if generates else frozenset())
+    found: dict[str, Scalar] = {}
+    for key, value in request.parameters.items():
+        if key not in known:
+            raise BadRequest(
+                f"{request.model_name}: parameter {key!r} is not known; expected one of {', '.join(sorted(known))}"
+            )
+        which = value.WhichOneof("parameter_choice")
+        if which is None:
+            raise BadRequest(f"{request.model_name}: parameter {key!r} has no value")
+        found[key] = getattr(value, which)
+    return found
+
+
+def integer(params: Mapping[str, Scalar], key: str, *, default: int, model: str) -> int:
+    """An integer parameter >= 0."""
+    value = params.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BadRequest(f"{model}: parameter {key!r}: expected an integer >= 0, got {value!r}")
+    return value
+
+
+def inputs_of(request: oip.ModelInferRequest, declared: Sequence[TensorDecl]) -> list[Tensor]:
+    """The request's inputs in declared order, each checked against its declaration."""
+    model = request.model_name
+    given = {t.name: i for i, t in enumerate(request.inputs)}
+    if len(given) != len(request.inputs):
+        raise BadRequest(f"{model}: inputs: expected distinct names")
+    known = {name for name, _, _ in declared}
+    extra = sorted(given.keys() - known)
+    missing = sorted(known - given.keys())
+    if extra or missing:
+        expected = ", ".join(f"{n} {d} {list(s)}" for n, d, s in declared)
+        what = f"got no {', '.join(missing)}" if missing else f"got {', '.join(extra)}"
+        raise BadRequest(f"{model}: inputs: expected {expected}; {what}")
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise BadRequest(f"{model}: raw_input_contents: expected {len(request.inputs)} (one per input), got {len(raw)}")
+    tensors: list[Tensor] = []
+    for name, datatype, shape in declared:
+        at = given[name]
+        tensor = request.inputs[at]
+        if tensor.datatype != datatype:
+            raise BadRequest(f"{model}: input {name}: expected datatype {datatype}, got {tensor.datatype or 'none'}")
+        got = tuple(tensor.shape)
+        if len(got) != len(shape) or any(g < 1 or (s >= 0 and g != s) for g, s in zip(got, shape, strict=False)):
+            raise BadRequest(f"{model}: input {name}: expected shape {list(shape)}, got {list(got)}")
+        if any(key.startswith("shared_memory") for key in tensor.parameters):
+            raise BadRequest(f"{model}: input {name}: shared memory is not offered; send the contents")
+        if raw and tensor.HasField("contents"):
+            raise BadRequest(f"{model}: input {name}: expected raw or typed contents, got both")
+        data = raw[at] if raw else _typed(model, tensor)
+        tensors.append(Tensor(name, datatype, got, _checked(model, name, datatype, got, data)))
+    return tensors
+
+
+def _checked(model: str, name: str, datatype: str, shape: tuple[int, ...], data: bytes) -> bytes:
+    elements = num_elements(shape)
+    if datatype == "BYTES":
+        try:
+            num_items = len(split_bytes(data))
+        except ValueError as e:
+            raise BadRequest(f"{model}: input {name}: {e}") from None
+        if num_items != elements:
+            raise BadRequest(f"{model}: input {name}: expected {elements} BYTES elements, got {num_items}")
+    elif len(data) != elements * ITEM_BYTES[datatype]:
+        raise BadRequest(
+            f"{model}: input {name}: expected {elements * ITEM_BYTES[datatype]} bytes for {datatype} {list(shape)}, "
+            f"got {len(data)}"
+        )
+    return data
+
+
+def _typed(model: str, tensor: oip.ModelInferRequest.InferInputTensor) -> bytes:
+    field = _CONTENTS_OF.get(tensor.datatype)
+    if field is None:
+        raise BadRequest(f"{model}: input {tensor.name}: {tensor.datatype} travels only in raw_input_contents")
+    values: Any = getattr(tensor.contents, field)
+    if tensor.datatype == "BYTES":
+        return join_bytes(values)
+    try:
+        return np.array(values, dtype=NUMPY_OF[tensor.datatype]).tobytes()
+    except OverflowError as e:
+        raise BadRequest(f"{model}: input {tensor.name}: {e}") from None
+
+
+def rows_of(model: str, tensors: Sequence[Tensor], declared: Sequence[TensorDecl], *, max_rows: int) -> int:
+    """Rows that a request adds to a batch: the leading dimension where that is variable, else 1."""
+    leading = {t.name: t.shape[0] for t, (_, _, s) in zip(tensors, declared, strict=True) if s and s[0] == -1}
+    if len(set(leading.values())) > 1:
+        raise BadRequest(f"{model}: expected one leading dimension for all inputs, got {leading}")
+    rows = next(iter(leading.values()), 1)
+    if rows > max_rows:
+        raise BadRequest(f"{model}: expected a leading dimension <= {max_rows} (the plan's batch), got {rows}")
+    return rows
+
+
+def response_of(
+    request: oip.ModelInferRequest, tensors: Sequence[Tensor], params: Mapping[str, Scalar] | None = None
+) -> oip.ModelInferResponse:
+    """Output tensors as raw contents: all, or those the request names."""
+    by_name = {t.name: t for t in tensors}
+    wanted = [o.name for o in request.outputs] or list(by_name)
+    response = oip.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
+    for name in wanted:
+        tensor = by_name.get(name)
+        if tensor is None:
+            raise BadRequest(
+                f"{request.model_name}: outputs: expected among {', '.join(by_name) or 'none'}, got {name}"
+            )
+        response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
+        response.raw_output_contents.append(tensor.data)
+    for key, value in (params or {}).items():
+        set_parameter(response.parameters[key], value)
+    return response
+
+
+def set_parameter(parameter: oip.InferParameter, value: Scalar) -> None:
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value

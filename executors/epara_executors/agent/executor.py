@@ -1,0 +1,278 @@
+"""What one executor runs and serves: device groups, the committed plan, the fence that guards both.
+
+Control calls are idempotent and fenced by (epoch, generation), compared in that order: whoever speaks with an older
+fence than the highest seen is refused. The highest fence and the committed plan survive a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from epara_executors.agent.counters import ServiceCounters
+from epara_executors.agent.group import DeviceGroup, GroupFailed, same_content
+from epara_executors.agent.persistence import CommittedStore, Remembered
+from epara_executors.agent.routing_table import ServiceRouting, build
+from epara_executors.agent.worker_link import WorkerLauncher
+from epara_opt.control.ports import (
+    CommitSpec,
+    ExecutorState,
+    Fence,
+    GroupSpec,
+    ReplicaObservation,
+    ServiceObservation,
+)
+from epara_opt.errors import ExecutorRefused, StaleFence
+
+log = logging.getLogger(__name__)
+
+
+def older(a: Fence, b: Fence) -> bool:
+    return (a.epoch, a.generation) < (b.epoch, b.generation)
+
+
+class Executor:
+    """The state behind the control plane and the request handler. One event loop."""
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        launcher: WorkerLauncher,
+        store: CommittedStore,
+        socket_dir: Path,
+        max_devices: Mapping[str, int],  # by kind; a kind that is absent is not limited
+    ) -> None:
+        self.server = server
+        self.incarnation = uuid.uuid4().hex
+        self.groups: dict[str, DeviceGroup] = {}
+        self.routing: Mapping[str, ServiceRouting] = {}
+        self.committed: CommitSpec | None = None
+        self.counters: dict[str, ServiceCounters] = {}
+        self.draining = False
+        self.restored = asyncio.Event()
+        self._launcher = launcher
+        self._store = store
+        self._socket_dir = socket_dir
+        self._max_devices = max_devices
+        self._memory = store.load()
+        self._changing = asyncio.Lock()  # commit and what it persists
+
+    # Fence
+
+    @property
+    def seen(self) -> Fence:
+        return self._memory.seen
+
+    @property
+    def generation(self) -> int:
+        return self._memory.committed_fence.generation
+
+    async def _pass_fence(self, fence: Fence) -> None:
+        """Let the call through or raise StaleFence; a newer fence is remembered before anything else happens."""
+        if older(fence, self.seen):
+            raise StaleFence(
+                f"stale fence at executor {self.server}: expected (epoch, generation) >= "
+                f"({self.seen.epoch}, {self.seen.generation}), got ({fence.epoch}, {fence.generation})"
+            )
+        if older(self.seen, fence):
+            await self._remember(seen=fence)
+
+    async def _remember(
+        self, *, seen: Fence, committed: CommitSpec | None = None, committed_fence: Fence | None = None
+    ) -> None:
+        memory = Remembered(
+            seen=seen,
+            committed=committed or self._memory.committed,
+            committed_fence=committed_fence or self._memory.committed_fence,
+        )
+        self._memory = memory  # before the write: a concurrent call must meet the newer fence
+        await asyncio.to_thread(self._store.save, memory)
+
+    # Control calls
+
+    async def prepare(self, specs: Sequence[GroupSpec], fence: Fence) -> None:
+        """Load groups beside what runs; returns when all are ready. A failure unloads what this call started."""
+        await self._pass_fence(fence)
+        for spec in specs:
+            self._check(spec)
+        started: list[DeviceGroup] = []
+        awaited: list[DeviceGroup] = []
+        for spec in specs:
+            group = self.groups.get(spec.group)
+            if group is None or (group.state in ("failed", "stopped") and not group.persistent):
+                group = self._start(spec, persistent=False)
+                started.append(group)
+            awaited.append(group)
+            group.num_waiting_prepares += 1
+        try:
+            loads = [asyncio.ensure_future(g.wait_ready()) for g in awaited]
+            try:
+                await asyncio.gather(*loads)
+            finally:
+                for load in loads:
+                    load.cancel()
+        except GroupFailed as e:
+            await self._abandon(started, awaited)
+            raise ExecutorRefused(self.server, str(e)) from e
+        except asyncio.CancelledError:
+            await asyncio.shield(self._abandon(started, awaited))
+            raise
+        for group in awaited:
+            group.num_waiting_prepares -= 1
+
+    async def _abandon(self, started: Sequence[DeviceGroup], awaited: Sequence[DeviceGroup]) -> None:
+        for group in awaited:
+            group.num_waiting_prepares -= 1
+        for group in started:
+            if group.num_waiting_prepares == 0 and not group.persistent:
+                await self._unload(group)
+
+    def _check(self, spec: GroupSpec) -> None:
+        if spec.server != self.server:
+            raise ExecutorRefused(self.server, f"{spec.group}.server: expected {self.server}, got {spec.server}")
+        if len(spec.devices) != spec.tp * spec.pp:
+            raise ExecutorRefused(
+                self.server,
+                f"{spec.group}.devices: expected tp x pp = {spec.tp * spec.pp}, got {len(spec.devices)}",
+            )
+        limit = self._max_devices.get(spec.device_kind)
+        if limit is not None and spec.devices and max(spec.devices) >= limit:
+            raise ExecutorRefused(
+                self.server,
+                f"{spec.group}.devices: expected {spec.device_kind} indexes < {limit}, got {max(spec.devices)}",
+            )
+        for tenant in spec.tenants:
+            if tenant.batch < 1 or tenant.frames < 1:
+                law = f"{spec.group}.{tenant.replica}: expected batch and frames >= 1"
+                raise ExecutorRefused(self.server, f"{law}, got {tenant.batch} and {tenant.frames}")
+        known = self.groups.get(spec.group)
+        if known is not None and not same_content(known.spec, spec):
+            raise ExecutorRefused(
+                self.server, f"{spec.group}: expected the content it was prepared with, got another one"
+            )
+
+    async def commit(self, spec: CommitSpec, fence: Fence) -> None:
+        """Switch routes and live groups at once. Every group must be prepared (or live already)."""
+        async with self._changing:
+            await self._pass_fence(fence)
+            if spec.server != self.server:
+                raise ExecutorRefused(self.server, f"server: expected {self.server}, got {spec.server}")
+            for g in spec.groups:
+                self._check(g)
+                group = self.groups.get(g.group)
+                if group is None or not (group.is_ready or group.persistent):
+                    state = "not prepared" if group is None else f"{group.state} {group.detail}".strip()
+                    raise ExecutorRefused(self.server, f"{g.group}: expected prepared and ready, got {state}")
+            try:
+                await self._remember(seen=fence, committed=spec, committed_fence=fence)
+            except OSError as e:
+                raise ExecutorRefused(self.server, f"cannot keep the plan on disk: {e}") from e
+            self._switch(spec)
+
+    def _switch(self, spec: CommitSpec) -> None:
+        live = {g.group for g in spec.groups}
+        for g in spec.groups:
+            group = self.groups[g.group]
+            group.persistent = True
+            group.tune(g)
+        for name, group in self.groups.items():
+            if name not in live:
+                group.persistent = False
+        self.committed = spec
+        self.routing = build(spec, self.groups)
+        for name in self.routing:
+            self.counters.setdefault(name, ServiceCounters(name))
+
+    async def retire(self, names: Sequence[str], fence: Fence) -> None:
+        """Drain groups that the committed plan does not use, then unload them. Unknown ones are gone already."""
+        await self._pass_fence(fence)
+        used = {g.group for g in self.committed.groups} if self.committed else set[str]()
+        clash = sorted(used.intersection(names))
+        if clash:
+            raise ExecutorRefused(self.server, f"{', '.join(clash)}: in use by generation {self.generation}")
+        await asyncio.gather(*(self._retire(self.groups[n]) for n in dict.fromkeys(names) if n in self.groups))
+
+    async def _retire(self, group: DeviceGroup) -> None:
+        await group.drain()
+        await self._unload(group)
+
+    async def _unload(self, group: DeviceGroup) -> None:
+        await group.stop()
+        if self.groups.get(group.spec.group) is group:
+            del self.groups[group.spec.group]
+
+    def _start(self, spec: GroupSpec, *, persistent: bool) -> DeviceGroup:
+        digest = hashlib.sha256(f"{spec.group}/{uuid.uuid4()}".encode()).hexdigest()[:12]
+        group = DeviceGroup(spec, launcher=self._launcher, socket_path=self._socket_dir / digest, persistent=persistent)
+        self.groups[spec.group] = group
+        group.start()
+        return group
+
+    # Life
+
+    async def restore(self) -> None:
+        """Serve the plan kept on disk again. Returns when every group of it has tried to load once."""
+        spec = self._memory.committed
+        if spec is not None:
+            for g in spec.groups:
+                self._start(g, persistent=True)
+            self._switch(spec)
+            results = await asyncio.gather(*(g.wait_ready() for g in self.groups.values()), return_exceptions=True)
+            for failed in (r for r in results if isinstance(r, BaseException)):
+                log.error("restoring generation %d: %s", self.generation, failed)
+        self.restored.set()
+
+    async def quiet(self) -> None:
+        """Until no group has anything queued or in flight."""
+        await asyncio.gather(*(g.drain() for g in self.groups.values()))
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(g.stop() for g in self.groups.values()))
+
+    # State
+
+    def in_flight(self) -> int:
+        return sum(g.queued(r) for g in self.groups.values() for r in g.replicas.values())
+
+    def state(self, *, now: float, with_plan: bool = False) -> ExecutorState:
+        """now: of the event loop, for recent latencies and streams."""
+        services: list[ServiceObservation] = []
+        for name, counters in sorted(self.counters.items()):
+            routing = self.routing.get(name)
+            streams = routing.num_streams(now) if routing else 0
+            services.append(counters.observation(at=now, streams=streams))
+        live = {g.group for g in self.committed.groups} if self.committed else set[str]()
+        replicas: list[ReplicaObservation] = []
+        for name, group in sorted(self.groups.items()):
+            for r in group.replicas.values():
+                state = "live" if group.state == "ready" and name in live else group.state
+                replicas.append(
+                    ReplicaObservation(
+                        replica=r.spec.replica,
+                        group=name,
+                        service=r.spec.service,
+                        state=state,
+                        queued=group.queued(r),
+                        served=r.served,
+                        busy_s=r.busy_s,
+                        mean_batch=r.rows_done / r.batches_done if r.batches_done else 0.0,
+                        batch_ms=r.batch_s.mean_s * 1000.0,
+                        detail=group.detail,
+                    )
+                )
+        return ExecutorState(
+            server=self.server,
+            incarnation=self.incarnation,
+            epoch=self.seen.epoch,
+            generation=self.generation,
+            at=time.time(),
+            services=tuple(services),
+            replicas=tuple(replicas),
+            plan_json=self.committed.plan_json if with_plan and self.committed else "",
+        )

@@ -1,0 +1,213 @@
+"""The agent process: put the parts together, say where it listens, serve, leave without losing what is in flight.
+
+    python -m epara_executors.agent --server NAME --listen HOST:PORT --state-dir DIR --model-root DIR
+
+Prints one JSON line {"listening": "HOST:PORT", "pid": N} on stdout once clients may connect (port 0 lets the
+system choose). Health is NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new
+work, what is in flight ends, workers leave, exit 0. Exit 5: the address or the state directory is in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from epara_opt.errors import EparaError, FleetError, InputError, Violation
+
+if TYPE_CHECKING:
+    from epara_executors.agent.worker_link import WorkerLauncher
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 256 * 2**20
+DRAIN_GRACE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """How one executor runs."""
+
+    server: str  # its name in the topology
+    listen: str  # HOST:PORT; port 0: the system chooses
+    state_dir: Path  # the committed plan is kept here
+    model_root: Path  # local model sources are relative to it
+    devices: str = ""  # "cpu:2,gpu:1"; empty: what is found, CPU slots unlimited
+    allow_remote_hub: bool = False  # whether workers may download models
+    threads_per_device: int = 1  # torch threads of a worker on CPU
+    worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
+    drain_grace_s: float = DRAIN_GRACE_S
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise InputError(Violation(path="listen", law="expected HOST:PORT", value=self.listen))
+        if not self.server:
+            raise InputError(Violation(path="server", law="expected a name", value="nothing"))
+        if self.worker not in ("torch", "echo"):
+            raise InputError(Violation(path="worker", law="expected torch or echo", value=self.worker))
+        if self.threads_per_device < 1:
+            raise InputError(
+                Violation(path="threads_per_device", law="expected >= 1", value=str(self.threads_per_device))
+            )
+
+
+def run(options: AgentOptions) -> int:
+    """Serve until told to leave. Returns the exit code; raises EparaError for what we foresaw."""
+    # The fork server inherits this: without leave, no library may ask a hub for anything.
+    if not options.allow_remote_hub:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return asyncio.run(_serve(options))
+
+
+def launcher_of(options: AgentOptions) -> WorkerLauncher:
+    """The launcher of the kind of worker asked for. Imports nothing of torch into this process."""
+    if options.worker == "echo":
+        from epara_executors.worker.echo import EchoLauncher
+
+        return EchoLauncher()
+    from epara_executors.worker.launch import Launcher
+
+    return cast("WorkerLauncher", Launcher(options.model_root, options.threads_per_device))
+
+
+async def _serve(options: AgentOptions) -> int:
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave.set)
+    launcher = launcher_of(options)
+    await launcher.start()  # before grpc: it may fork
+    try:
+        return await _serve_with(options, launcher, leave)
+    finally:
+        await launcher.stop()
+
+
+async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: asyncio.Event) -> int:
+    import grpc.aio
+    from grpc_health.v1 import health as grpc_health
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from epara_executors.agent.control_plane import ControlPlane, PeerPlane
+    from epara_executors.agent.data_plane import DataPlane
+    from epara_executors.agent.devices import find_devices, limits, parse_devices
+    from epara_executors.agent.executor import Executor
+    from epara_executors.agent.handler import RequestHandler
+    from epara_executors.agent.peers import Peers
+    from epara_executors.agent.persistence import CommittedStore
+    from epara_executors.rpc import epara_pb2_grpc, open_inference_pb2_grpc
+    from epara_executors.rpc.reflect import add_reflection
+
+    devices = parse_devices(options.devices) if options.devices else find_devices()
+    max_devices = limits(devices)
+    if not options.devices:
+        del max_devices["cpu"]  # slots are the topology's notion
+    store = CommittedStore(options.state_dir)
+    sockets = Path(tempfile.mkdtemp(prefix="epara-"))  # short: a Unix socket's path has at most 107 bytes
+    executor = Executor(options.server, launcher=launcher, store=store, socket_dir=sockets, max_devices=max_devices)
+    peers = Peers(executor)
+    handler = RequestHandler(executor, peers, rng=random.Random())
+    message_limits = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),  # so that an address in use is an error
+    ]
+    server = grpc.aio.server(options=message_limits)
+    health_aio: Any = grpc_health.aio  # pyright: ignore[reportAttributeAccessIssue]  imported only beside grpc.aio
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    control = ControlPlane(executor, peers, devices=devices, leave=leave.set)
+    add: Any = open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+    add(DataPlane(executor, handler, peers), server)
+    add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
+    add(control, server)
+    add = epara_pb2_grpc.add_ExecutorPeerServicer_to_server
+    add(PeerPlane(peers), server)
+    add_reflection(server)
+    background: list[asyncio.Task[Any]] = []
+    try:
+        try:
+            port = server.add_insecure_port(options.listen)
+        except RuntimeError as e:
+            raise FleetError(f"cannot listen on {options.listen}: the address is in use or not ours") from e
+        await server.start()
+        address = f"{options.listen.rpartition(':')[0]}:{port}"
+        print(json.dumps({"listening": address, "pid": os.getpid()}), flush=True)
+
+        async def restore() -> None:
+            await executor.restore()
+            peers.refresh()
+            await health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+        background = [asyncio.create_task(restore()), asyncio.create_task(peers.run())]
+        for task in background:
+            task.add_done_callback(_report)
+        await leave.wait()
+        executor.draining = True
+        await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.stop(options.drain_grace_s)
+    finally:
+        await server.stop(0)
+        for task in background:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await executor.stop()
+        await peers.close()
+        store.close()
+        shutil.rmtree(sockets, ignore_errors=True)
+    return 0
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    """A background task must not end by itself; say so at once if it does."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background task ended: %r", error, exc_info=error)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m epara_executors.agent", description="One executor's agent.")
+    parser.add_argument("--server", required=True, help="this server's name in the topology")
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="port 0: the system chooses")
+    parser.add_argument("--state-dir", required=True, type=Path)
+    parser.add_argument("--model-root", required=True, type=Path)
+    parser.add_argument("--devices", default="", metavar="KIND:COUNT,...", help="default: what is found")
+    parser.add_argument("--threads-per-device", type=int, default=1)
+    parser.add_argument("--allow-remote-hub", action="store_true", help="workers may download models")
+    parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
+    parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
+    given = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
+    )
+    try:
+        return run(
+            AgentOptions(
+                server=given.server,
+                listen=given.listen,
+                state_dir=given.state_dir,
+                model_root=given.model_root,
+                devices=given.devices,
+                allow_remote_hub=given.allow_remote_hub,
+                threads_per_device=given.threads_per_device,
+                worker=given.worker,
+                drain_grace_s=given.drain_grace,
+            )
+        )
+    except EparaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code

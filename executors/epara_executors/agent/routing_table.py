@@ -1,0 +1,68 @@
+"""Where one executor sends each service it knows: built whole at a commit, switched by one assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from epara_executors.agent.group import DeviceGroup
+from epara_executors.agent.replica import Replica
+from epara_opt.control.ports import CommitSpec, PeerSpec, RouteSpec
+from epara_opt.policy.routing import SmoothWeighted, StreamTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRouting:
+    """One service: replicas here, routes of the plan, peers to offload to."""
+
+    service: str
+    hosted: Mapping[str, tuple[DeviceGroup, Replica]]  # by replica id
+    routes: Mapping[str, RouteSpec]  # by replica id; of work that enters here
+    peers: Mapping[str, PeerSpec]  # by server
+    weighted: SmoothWeighted
+    _streams: dict[float, StreamTable] = field(default_factory=dict[float, StreamTable])  # by fps
+
+    def streams(self, fps: float) -> StreamTable:
+        """The table of streams at a rate; fps of a service that is only hosted elsewhere comes with the first sync."""
+        table = self._streams.get(fps)
+        if table is None:
+            table = self._streams[fps] = StreamTable(fps, {k: r.rate_per_s for k, r in self.routes.items()})
+        return table
+
+    def num_streams(self, now: float) -> int:
+        return sum(t.num_streams(now) for t in self._streams.values())
+
+
+def build(spec: CommitSpec, groups: Mapping[str, DeviceGroup]) -> dict[str, ServiceRouting]:
+    """The table of a commit. Every group of `spec` must be in `groups`."""
+    hosted: dict[str, dict[str, tuple[DeviceGroup, Replica]]] = {}
+    routes: dict[str, dict[str, RouteSpec]] = {}
+    peers: dict[str, dict[str, PeerSpec]] = {}
+    for g in spec.groups:
+        group = groups[g.group]
+        for t in g.tenants:
+            hosted.setdefault(t.service, {})[t.replica] = (group, group.replicas[t.replica])
+    for r in spec.routes:
+        routes.setdefault(r.service, {})[r.replica] = r
+        if r.server != spec.server:
+            peer = PeerSpec(
+                service=r.service,
+                server=r.server,
+                address=r.address,
+                network_ms=r.network_ms,
+                capacity_per_s=r.rate_per_s,
+            )
+            peers.setdefault(r.service, {}).setdefault(r.server, peer)
+    for p in spec.peers:
+        if p.server != spec.server:
+            peers.setdefault(p.service, {})[p.server] = p
+    return {
+        name: ServiceRouting(
+            service=name,
+            hosted=hosted.get(name, {}),
+            routes=routes.get(name, {}),
+            peers=peers.get(name, {}),
+            weighted=SmoothWeighted({k: r.rate_per_s for k, r in routes.get(name, {}).items()}),
+        )
+        for name in sorted({*hosted, *routes, *peers})
+    }

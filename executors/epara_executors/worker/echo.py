@@ -1,0 +1,253 @@
+"""A worker without a model: it answers its input after a set time. For tests, and for measuring everything around it.
+
+Speaks the whole frame protocol. What it does is set by a tenant's `source`, a URL query, e.g.
+`echo?latency_ms=5&per_row_ms=1&width=4`:
+
+    latency_ms     a batch takes this long, plus per_row_ms for each row; one step of a generation takes this long
+    per_row_ms
+    width          input `x` is FP32 [-1, width]; output `y` equals it
+    load_ms        loading takes this long
+    fail_load      a text: loading fails with it
+    refuse_above   a request with a larger element is answered INVALID_ARGUMENT
+    crash_above    a larger element ends the process with status 70, without a word
+    hang_above     a larger element is never answered
+
+Generation (task text-generation) takes `text` and answers its words, repeated, one token each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+
+from epara_executors.tensors import from_array, to_array
+from epara_executors.worker import frames
+from epara_executors.worker.frames import Frame, Tensor
+
+CRASH_STATUS = 70
+MEMORY_BYTES = 2**20
+DEFAULT_MAX_TOKENS = 16
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tenant:
+    replica: str
+    generates: bool
+    batch: int
+    latency_ms: float = 0.0
+    per_row_ms: float = 0.0
+    load_ms: float = 0.0
+    width: int = 4
+    fail_load: str = ""
+    refuse_above: float = np.inf
+    crash_above: float = np.inf
+    hang_above: float = np.inf
+    slots: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = asyncio.Semaphore(self.batch)
+
+    @staticmethod
+    def from_fields(tenant: Mapping[str, Any]) -> _Tenant:
+        settings = dict(parse_qsl(urlsplit(str(tenant["source"])).query))
+        numbers = {k: float(v) for k, v in settings.items() if k not in ("fail_load", "width")}
+        return _Tenant(
+            replica=str(tenant["replica"]),
+            generates=tenant["task"] == "text-generation",
+            batch=int(tenant["batch"]),
+            width=int(settings.get("width", "4")),
+            fail_load=settings.get("fail_load", ""),
+            **numbers,
+        )
+
+    def loaded(self, load_s: float) -> Frame:
+        if self.generates:
+            inputs: list[Any] = [["text", "BYTES", [1]]]
+            outputs: list[Any] = [["text", "BYTES", [1]], ["tokens", "INT64", [-1]]]
+        else:
+            inputs, outputs = [["x", "FP32", [-1, self.width]]], [["y", "FP32", [-1, self.width]]]
+        fields = {"replica": self.replica, "memory_bytes": MEMORY_BYTES, "load_s": load_s}
+        return Frame("loaded", {**fields, "inputs": inputs, "outputs": outputs})
+
+
+class EchoWorker:
+    """One process's conversation with its agent."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._tenants: dict[str, _Tenant] = {}
+        self._batches: asyncio.Queue[Frame] = asyncio.Queue()
+        self._generations: dict[str, asyncio.Task[None]] = {}
+
+    async def serve(self) -> int:
+        """Until told to stop, or the agent is gone. Returns the exit status."""
+        running = asyncio.create_task(self._run_batches())
+        try:
+            while True:
+                frame = await frames.read(self._reader)
+                if frame.type == "load":
+                    if not await self._load(frame.fields):
+                        return 1
+                elif frame.type == "infer":
+                    self._take(frame)
+                elif frame.type == "cancel":
+                    task = self._generations.pop(str(frame.fields["id"]), None)
+                    if task is not None:
+                        task.cancel()
+                elif frame.type == "tune":
+                    self._tenants[str(frame.fields["replica"])].batch = int(frame.fields["batch"])
+                elif frame.type == "stop":
+                    await self._batches.join()
+                    await asyncio.gather(*self._generations.values(), return_exceptions=True)
+                    await self._writer.drain()
+                    return 0
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return 0  # the agent left: so do we
+        finally:
+            running.cancel()
+
+    def _send(self, frame: Frame) -> None:
+        self._writer.write(frames.encode(frame))
+
+    async def _load(self, fields: Mapping[str, Any]) -> bool:
+        for raw in fields["tenants"]:
+            started_at = time.monotonic()
+            tenant = _Tenant.from_fields(raw)
+            await asyncio.sleep(tenant.load_ms / 1000.0)
+            if tenant.fail_load:
+                self._send(Frame("failed", {"detail": tenant.fail_load}))
+                await self._writer.drain()
+                return False
+            self._tenants[tenant.replica] = tenant
+            self._send(tenant.loaded(time.monotonic() - started_at))
+        self._send(Frame("ready"))
+        return True
+
+    def _take(self, frame: Frame) -> None:
+        tenant = self._tenants[str(frame.fields["replica"])]
+        if not tenant.generates:
+            self._batches.put_nowait(frame)
+            return
+        name = str(frame.fields["id"])
+        task = asyncio.create_task(self._generate(tenant, frame))
+        self._generations[name] = task
+        task.add_done_callback(lambda _: self._generations.pop(name, None))
+
+    async def _run_batches(self) -> None:
+        while True:
+            frame = await self._batches.get()
+            tenant = self._tenants[str(frame.fields["replica"])]
+            requests = frame.fields["requests"]
+            started_at = time.monotonic()
+            rows = sum(int(r["rows"]) for r in requests)
+            await asyncio.sleep((tenant.latency_ms + tenant.per_row_ms * rows) / 1000.0)
+            verdicts: list[dict[str, Any]] = []
+            outputs: list[Tensor] = []
+            for request, tensor in zip(requests, frame.tensors, strict=True):
+                largest = float(to_array(tensor).max())
+                if largest > tenant.crash_above:
+                    os._exit(CRASH_STATUS)
+                if largest > tenant.hang_above:
+                    await asyncio.Event().wait()
+                if largest > tenant.refuse_above:
+                    law = f"expected elements <= {tenant.refuse_above:g}, got {largest:g}"
+                    refused = {"ok": False, "code": "INVALID_ARGUMENT", "message": law}
+                    verdicts.append({"id": request["id"], **refused})
+                    continue
+                verdicts.append({"id": request["id"], "ok": True, "tensors": 1})
+                outputs.append(Tensor("y", tensor.datatype, tensor.shape, tensor.data))
+            batch_ms = 1000.0 * (time.monotonic() - started_at)
+            said = {"id": frame.fields["id"], "replica": tenant.replica, "batch_ms": batch_ms, "requests": verdicts}
+            self._send(Frame("result", said, outputs))
+            self._batches.task_done()
+
+    async def _generate(self, tenant: _Tenant, frame: Frame) -> None:
+        request = frame.fields["requests"][0]
+        params = request["params"]
+        words: Sequence[str] = bytes(to_array(frame.tensors[0])[0]).decode().split() or [""]
+        num_tokens = int(params.get("max_tokens", DEFAULT_MAX_TOKENS))
+        name = {"id": frame.fields["id"], "replica": tenant.replica}
+        started_at = time.monotonic()
+        said: list[str] = []
+        async with tenant.slots:
+            for index in range(num_tokens):
+                await asyncio.sleep(tenant.latency_ms / 1000.0)
+                said.append(words[index % len(words)])
+                if params.get("stream"):
+                    done = index + 1 == num_tokens
+                    token = {"index": index, "token": index % len(words), "text": said[-1] + " ", "done": done}
+                    self._send(Frame("token", {**name, **token, "finish_reason": "length" if done else ""}))
+        text = from_array("text", np.array([" ".join(said).encode()], dtype=np.object_))
+        tokens = from_array("tokens", np.arange(num_tokens, dtype=np.int64) % len(words))
+        verdict = {"id": request["id"], "ok": True, "tensors": 2}
+        batch_ms = 1000.0 * (time.monotonic() - started_at)
+        self._send(Frame("result", {**name, "batch_ms": batch_ms, "requests": [verdict]}, [text, tokens]))
+
+
+class EchoHandle:
+    """One echo process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._watch, args=(self._ended.get_loop(),), daemon=True).start()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        status = self._process.wait()
+        try:
+            loop.call_soon_threadsafe(self._ended.set_result, status)
+        except RuntimeError:
+            return  # the loop is gone, and with it whoever asked
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def pids(self) -> Sequence[int]:
+        return (self._process.pid,)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+
+class EchoLauncher:
+    """Starts echo workers; the launcher protocol of agent/worker_link.py."""
+
+    async def start(self) -> None:
+        """Nothing to preload."""
+
+    def launch(self, group: dict[str, Any], socket_path: str) -> EchoHandle:
+        command = [sys.executable, "-m", "epara_executors.worker.echo", socket_path]
+        return EchoHandle(
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)
+        )
+
+    async def stop(self) -> None:
+        """Nothing is kept."""
+
+
+async def _main(socket_path: str) -> int:
+    reader, writer = await asyncio.open_unix_connection(socket_path, limit=2**22)
+    return await EchoWorker(reader, writer).serve()
+
+
+if __name__ == "__main__":
+    os._exit(asyncio.run(_main(sys.argv[1])))
