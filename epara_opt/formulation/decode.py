@@ -128,39 +128,53 @@ def encode_placement(encoded: Encoded, placement: Placement) -> FloatArray:
     that the program cannot express, is left out with its flows: the point stays feasible.
     """
     x = np.zeros(encoded.program.num_vars)
-    served: dict[int, dict[str, float]] = {}
+    flows_of: dict[int, list[Flow]] = {}
     for flow in placement.flows:
-        rates = served.setdefault(flow.group, {})
-        rates[flow.edge.service] = rates.get(flow.edge.service, 0.0) + flow.rate
-    columns = {
-        (c.server, c.content, r): c
-        for c in encoded.columns
-        for r in ((x.group for x in c.residents) if c.residents else (None,))
-    }
+        flows_of.setdefault(flow.group, []).append(flow)
+    rivals: dict[_Place, list[Column]] = {}
+    for column in encoded.columns:
+        for group in [r.group for r in column.residents] or [None]:
+            rivals.setdefault(_place(column.server, column.content, group), []).append(column)
     use_of = {(u.edge.service, u.edge.origin, u.edge.server, u.earning): u for u in encoded.uses}
-    column_of: dict[int, Column] = {}
-    for index, rates in sorted(served.items()):
-        column = _column_for(encoded, columns, placement.groups[index])
+    for index, flows in sorted(flows_of.items()):
+        column = _column_for(encoded, rivals, placement.groups[index], flows)
         if column is None:
             continue
-        column_of[index] = column
         x[column.index] = min(x[column.index] + 1.0, float(column.max_groups))
-        if column.share_index >= 0:
-            for i, tenant in enumerate(column.content.tenants):
-                x[column.share_index + i] += rates.get(tenant.service, 0.0) / tenant.work_per_s
-    for flow in placement.flows:
-        column = column_of.get(flow.group)
-        if column is None:
-            continue
-        tenant = next(i for i, t in enumerate(column.content.tenants) if t.service == flow.edge.service)
-        use = use_of[flow.edge.service, flow.edge.origin, flow.edge.server, column.earning[tenant]]
-        x[use.index] += flow.rate / use.offered
+        nth = {t.service: i for i, t in enumerate(column.content.tenants)}
+        for flow in flows:
+            i = nth[flow.edge.service]
+            if column.share_index >= 0:
+                x[column.share_index + i] += flow.rate / column.content.tenants[i].work_per_s
+            use = use_of[flow.edge.service, flow.edge.origin, flow.edge.server, column.earning[i]]
+            x[use.index] += flow.rate / use.offered
     return x
 
 
+_Place = tuple[str, str, int, int, frozenset[str], str | None]
+
+
+def _place(server: str, content: Content, resident: str | None) -> _Place:
+    return server, content.device_type, content.tp, content.pp, content.services, resident
+
+
 def _column_for(
-    encoded: Encoded, columns: dict[tuple[str, Content, str | None], Column], group: PlacedGroup
+    encoded: Encoded, rivals: dict[_Place, list[Column]], group: PlacedGroup, flows: Sequence[Flow]
 ) -> Column | None:
+    """The column of this group's content or its stand-in, or any that could carry the same flows."""
     content = encoded.stand_ins.get((group.server, group.content), group.content)
-    kept = columns.get((group.server, content, group.resident.group)) if group.resident else None
-    return kept or columns.get((group.server, content, None))
+    for resident in (group.resident.group, None) if group.resident else (None,):
+        columns = rivals.get(_place(group.server, content, resident), [])
+        for column in columns:
+            if column.content == content:
+                return column
+        for column in columns:
+            if _carries(column.content, flows):
+                return column
+    return None
+
+
+def _carries(content: Content, flows: Sequence[Flow]) -> bool:
+    tenants = {t.service: t for t in content.tenants}
+    in_time = all(tenants[f.edge.service].response_ms <= f.edge.slack_ms for f in flows)
+    return in_time and sum(f.rate / tenants[f.edge.service].work_per_s for f in flows) <= 1.0 + INTEGRALITY**2
