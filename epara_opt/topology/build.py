@@ -52,6 +52,8 @@ class Builder:
         for i, value in enumerate(self._list("demand")):
             if value is not BROKEN and (made := self._try(lambda v=value: _demand(v))) is not None:
                 demand.append((i, made))
+        if any(self.values.get(key, BROKEN) is BROKEN for key in ("device_types", "servers", "services")):
+            return None  # every name would seem to dangle
         whole = not self.reader.violations
         try:
             topology = Topology(

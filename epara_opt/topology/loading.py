@@ -91,10 +91,14 @@ def _profile_files(reader: Reader, values: dict[str, Any]) -> tuple[Path, ...]:
 
 
 def _digest(values: dict[str, Any], rows: tuple[ProfileRow, ...]) -> str:
-    """sha256 over what the files say, not how: order of lists, comments, formatting and file names do not count."""
-    said = {k: v for k, v in values.items() if k not in ("include", "profiles", "version")}
-    for key in ("servers", "services", "links", "demand"):
-        said[key] = sorted(_canonical(item) for item in said.get(key, []) or []) if said.get(key) is not BROKEN else []
+    """sha256 over what the files say of the edge, not how: order, comments, formatting and file names do not count.
+
+    Demand and rules are left out: they change while the edge stays, and PlacementProblem.digest adds them.
+    """
+    said = {k: v for k, v in values.items() if k in ("name", "device_types")}
+    for key in ("servers", "services", "links"):
+        value = values.get(key, BROKEN)
+        said[key] = [] if value is BROKEN else sorted(_canonical(item) for item in value)
     measured = sorted(
         _canonical(
             [
