@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from epara_opt.errors import EparaError, FleetError, InputError, Violation
 
@@ -78,9 +78,9 @@ def launcher_of(options: AgentOptions) -> WorkerLauncher:
         from epara_executors.worker.echo import EchoLauncher
 
         return EchoLauncher()
-    from epara_executors.worker.launch import Launcher
+    from epara_executors.agent.torch_launcher import TorchLauncher
 
-    return cast("WorkerLauncher", Launcher(options.model_root, options.threads_per_device))
+    return TorchLauncher(options.model_root, threads_per_device=options.threads_per_device)
 
 
 async def _serve(options: AgentOptions) -> int:

@@ -38,7 +38,7 @@ class WorkerLauncher(Protocol):
     """Starts workers. `start` must run before anything of gRPC does, because it may fork."""
 
     async def start(self) -> None: ...
-    def launch(self, group: dict[str, Any], socket_path: str) -> WorkerHandle: ...
+    async def launch(self, group: dict[str, Any], socket_path: str) -> WorkerHandle: ...
     async def stop(self) -> None: ...
 
 
@@ -100,7 +100,7 @@ class WorkerLink:
         handle: WorkerHandle | None = None
         link: WorkerLink | None = None
         try:
-            handle = launcher.launch(group, str(socket_path))
+            handle = await launcher.launch(group, str(socket_path))
             ended = asyncio.ensure_future(handle.wait())
             await asyncio.wait({connected, ended}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             if not connected.done():

@@ -234,7 +234,7 @@ class EchoLauncher:
     async def start(self) -> None:
         """Nothing to preload."""
 
-    def launch(self, group: dict[str, Any], socket_path: str) -> EchoHandle:
+    async def launch(self, group: dict[str, Any], socket_path: str) -> EchoHandle:
         command = [sys.executable, "-m", "epara_executors.worker.echo", socket_path]
         return EchoHandle(
             subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)

@@ -1,0 +1,156 @@
+"""Executors as real processes with echo workers, and builders for what a planner would send them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from epara_executors.client import GrpcFleet
+from epara_executors.infer_client import InferClient
+from epara_executors.local import LocalExecutor
+
+from epara_opt.control.ports import (
+    CommitSpec,
+    ExecutorState,
+    Fence,
+    GroupSpec,
+    PeerSpec,
+    RouteSpec,
+    TenantSpec,
+)
+
+
+class EchoEdge:
+    """Some executors with echo workers, and a planner's hand on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fleet = GrpcFleet()
+        self.executors: dict[str, LocalExecutor] = {}
+        self._clients: dict[str, InferClient] = {}
+
+    def start(self, server: str, listen: str = "127.0.0.1:0", *arguments: str) -> LocalExecutor:
+        executor = LocalExecutor(
+            server,
+            state_dir=self.folder / server,
+            model_root=self.folder,
+            listen=listen,
+            log_file=self.folder / f"{server}.log",
+            arguments=("--worker", "echo", *arguments),
+        )
+        self.executors[server] = executor
+        return executor
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self.fleet.close()
+        for executor in self.executors.values():
+            executor.stop(timeout_s=10)
+
+    def address(self, server: str) -> str:
+        return self.executors[server].address
+
+    def client(self, server: str) -> InferClient:
+        address = self.address(server)
+        if address not in self._clients:
+            self._clients[address] = InferClient(address)
+        return self._clients[address]
+
+    @staticmethod
+    def tenant(
+        service: str = "echo", group: str = "g0", source: str = "echo?latency_ms=1", **over: object
+    ) -> TenantSpec:
+        values: dict[str, object] = {
+            "replica": f"{service}@{group}",
+            "service": service,
+            "source": source,
+            "task": "feature-extraction",
+            "batch": 4,
+            "frames": 1,
+            "sensitivity": "latency",
+            "deadline_ms": 5000.0,
+            "fps": 0.0,
+            "response_ms": 20.0,
+            "work_per_s": 100.0,
+            "prompt_tokens": 0,
+            "output_tokens": 0,
+        }
+        return TenantSpec(**{**values, **over})  # type: ignore[arg-type]
+
+    @staticmethod
+    def group(server: str, *tenants: TenantSpec, name: str = "g0", device: int = 0) -> GroupSpec:
+        return GroupSpec(
+            group=name,
+            server=server,
+            device_type="cpu",
+            device_kind="cpu",
+            devices=(device,),
+            tp=1,
+            pp=1,
+            tenants=tenants,
+        )
+
+    def route(self, tenant: TenantSpec, server: str, rate: float = 10.0) -> RouteSpec:
+        return RouteSpec(
+            service=tenant.service,
+            replica=tenant.replica,
+            server=server,
+            address=self.address(server),
+            rate_per_s=rate,
+            network_ms=1.0,
+        )
+
+    def peer(self, service: str, server: str) -> PeerSpec:
+        return PeerSpec(
+            service=service, server=server, address=self.address(server), network_ms=1.0, capacity_per_s=100.0
+        )
+
+    def apply(
+        self,
+        server: str,
+        *groups: GroupSpec,
+        routes: tuple[RouteSpec, ...] | None = None,
+        peers: tuple[PeerSpec, ...] = (),
+        generation: int = 1,
+        epoch: int = 1,
+    ) -> None:
+        """Prepare and commit at one executor; routes default to every tenant here."""
+        fence = Fence(epoch=epoch, generation=generation)
+        if routes is None:
+            routes = tuple(self.route(t, server) for g in groups for t in g.tenants)
+        spec = CommitSpec(server=server, groups=groups, routes=routes, peers=peers, plan_json='{"plan": 1}')
+        self.fleet.prepare(self.address(server), groups, fence, deadline_s=30)
+        self.fleet.commit(self.address(server), spec, fence, deadline_s=10)
+
+    def state(self, server: str) -> ExecutorState:
+        found = self.fleet.observe({server: self.address(server)}, with_plan=True)
+        return found.executors[server]
+
+    @staticmethod
+    def until(true: Callable[[], bool], *, deadline_s: float = 20.0) -> None:
+        """Poll until something holds; fail at the deadline."""
+        end = time.monotonic() + deadline_s
+        while not true():
+            if time.monotonic() > end:
+                raise TimeoutError("what was waited for did not come")
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def echo_edge(tmp_path: Path) -> Iterator[EchoEdge]:
+    """No executor yet; start them by name."""
+    edge = EchoEdge(tmp_path)
+    try:
+        yield edge
+    finally:
+        edge.close()
+
+
+@pytest.fixture
+def ones() -> np.ndarray:
+    """One row that the echo model takes."""
+    return np.ones((1, 4), np.float32)

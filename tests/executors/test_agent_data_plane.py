@@ -1,0 +1,186 @@
+"""What clients of one executor see."""
+
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from epara_executors.infer_client import InferError, request_of
+from epara_executors.rpc import open_inference_pb2 as oip
+from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+
+@pytest.fixture
+def one_executor(echo_edge):
+    echo_edge.start("a")
+    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=1&refuse_above=100")))
+    return echo_edge
+
+
+@pytest.fixture
+def stub(one_executor):
+    with grpc.insecure_channel(one_executor.address("a")) as channel:
+        yield GRPCInferenceServiceStub(channel)
+
+
+def refused(call):
+    with pytest.raises(InferError) as caught:
+        call()
+    return caught.value
+
+
+def test_an_answer_equals_the_models_output(one_executor):
+    x = np.random.default_rng(7).normal(size=(3, 4)).astype(np.float32)
+    answer = one_executor.client("a").infer("echo", {"x": x}, request_id="r1")
+    np.testing.assert_array_equal(answer.outputs["y"], x)
+    assert answer.id == "r1"
+
+
+def test_typed_contents_are_as_good_as_raw_ones(stub):
+    request = oip.ModelInferRequest(model_name="echo")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([1, 2, 3, 4])
+    response = stub.ModelInfer(request, timeout=10)
+    assert np.frombuffer(response.raw_output_contents[0], np.float32).tolist() == [1, 2, 3, 4]
+
+
+def test_metadata_comes_from_the_loaded_model(one_executor):
+    spec = one_executor.client("a").metadata("echo")
+    assert (spec.platform, spec.inputs[0].name, spec.inputs[0].shape) == ("epara_torch", "x", (-1, 4))
+
+
+def test_the_index_lists_the_plans_services_with_their_state(one_executor):
+    assert one_executor.client("a").models() == {"echo": "READY"}
+
+
+def test_an_unknown_model_is_not_found_and_the_known_ones_are_named(one_executor, ones):
+    error = refused(lambda: one_executor.client("a").infer("nope", {"x": ones}))
+    assert error.status is grpc.StatusCode.NOT_FOUND
+    assert "echo" in error.message
+
+
+@pytest.mark.parametrize(
+    ("inputs", "params", "words"),
+    [
+        ({"x": np.ones((1, 5), np.float32)}, {}, "expected shape [-1, 4], got [1, 5]"),
+        ({"x": np.ones(4, np.float32)}, {}, "expected shape [-1, 4], got [4]"),
+        ({"x": np.ones((1, 4), np.float64)}, {}, "expected datatype FP32, got FP64"),
+        ({"z": np.ones((1, 4), np.float32)}, {}, "got no x"),
+        ({"x": np.ones((1, 4), np.float32), "z": np.ones(1, np.float32)}, {}, "got z"),
+        ({"x": np.ones((5, 4), np.float32)}, {}, "expected a leading dimension <= 4"),
+        ({"x": np.ones((1, 4), np.float32)}, {"shape": 1}, "parameter 'shape' is not known"),
+        ({"x": np.ones((1, 4), np.float32)}, {"max_tokens": 1}, "parameter 'max_tokens' is not known"),
+        ({"x": np.ones((1, 4), np.float32)}, {"timeout": -1}, "expected an integer >= 0, got -1"),
+        ({"x": np.full((1, 4), 101, np.float32)}, {}, "expected elements <= 100"),
+    ],
+)
+def test_a_wrong_request_is_an_invalid_argument_that_says_what_was_expected(one_executor, inputs, params, words):
+    error = refused(lambda: one_executor.client("a").infer("echo", inputs, params=params))
+    assert error.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in error.message
+
+
+def test_raw_contents_of_another_size_are_refused(stub):
+    request = request_of("echo", {"x": np.ones((1, 4), np.float32)})
+    request.raw_input_contents[0] = b"123"
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(request, timeout=10)
+    assert "expected 16 bytes for FP32 [1, 4], got 3" in caught.value.details()
+
+
+def test_one_wrong_request_of_a_batch_does_not_spoil_the_others(one_executor):
+    client = one_executor.client("a")
+    results = {}
+
+    def send(value):
+        try:
+            results[value] = client.infer("echo", {"x": np.full((1, 4), value, np.float32)}).outputs["y"][0, 0]
+        except InferError as e:
+            results[value] = e.status
+
+    threads = [threading.Thread(target=send, args=(v,)) for v in (1, 2, 101, 3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert results == {1: 1, 2: 2, 3: 3, 101: grpc.StatusCode.INVALID_ARGUMENT}
+
+
+def test_loading_by_hand_is_unimplemented_because_the_planner_places(stub):
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="echo"), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "planner" in caught.value.details()
+
+
+def test_what_cannot_be_on_time_is_shed_at_once_and_told_when_to_retry(echo_edge, ones):
+    echo_edge.start("a")
+    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=1", deadline_ms=100.0)))
+    client = echo_edge.client("a")
+    client.infer("echo", {"x": ones})
+    error = refused(lambda: client.infer("echo", {"x": ones}, params={"timeout": 1}))
+    assert error.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.retry_after_ms >= 1
+    service = echo_edge.state("a").services[0]
+    assert (service.arrived, service.on_time, service.shed) == (2, 1, 1)
+
+
+def test_a_hung_worker_costs_its_clients_no_more_than_their_deadline(echo_edge, ones):
+    echo_edge.start("a")
+    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?hang_above=10", deadline_ms=300.0)))
+    error = refused(lambda: echo_edge.client("a").infer("echo", {"x": ones * 11}, params={"timeout": 300_000}))
+    assert error.status is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "not answered by its deadline" in error.message
+
+
+def test_requests_pipelined_on_one_stream_are_matched_by_id(stub):
+    requests = [request_of("echo", {"x": np.full((1, 4), i, np.float32)}, request_id=str(i)) for i in range(20)]
+    requests.append(request_of("nope", {"x": np.ones((1, 4), np.float32)}, request_id="bad"))
+    seen = {}
+    for response in stub.ModelStreamInfer(iter(requests), timeout=20):
+        answer = response.infer_response
+        value = np.frombuffer(answer.raw_output_contents[0], np.float32)[0] if answer.raw_output_contents else None
+        seen[answer.id] = response.error_message or value
+    assert {seen[str(i)] for i in range(20)} == set(range(20))
+    assert seen["bad"].startswith("[NOT_FOUND]")
+
+
+@pytest.fixture
+def generator(echo_edge):
+    echo_edge.start("a")
+    tenant = echo_edge.tenant(
+        service="chat", source="echo?latency_ms=5", task="text-generation", batch=2, output_tokens=8, deadline_ms=9000.0
+    )
+    echo_edge.apply("a", echo_edge.group("a", tenant))
+    return echo_edge
+
+
+PROMPT = np.array([b"to be or not"], dtype=np.object_)
+
+
+def test_a_generation_answers_whole(generator):
+    answer = generator.client("a").infer("chat", {"text": PROMPT}, params={"max_tokens": 6})
+    assert answer.outputs["text"][0] == b"to be or not to be"
+    assert answer.outputs["tokens"].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_a_generation_streams_token_by_token_and_marks_the_last(generator):
+    answers = list(generator.client("a").stream("chat", {"text": PROMPT}, params={"max_tokens": 5}))
+    assert [a.outputs["text"][0] for a in answers] == [b"to ", b"be ", b"or ", b"not ", b"to "]
+    assert [a.is_final for a in answers] == [False] * 4 + [True]
+    assert answers[-1].parameters["finish_reason"] == "length"
+
+
+def test_leaving_a_stream_frees_its_slot_at_once(generator):
+    client = generator.client("a")
+    for _ in range(4):  # twice as many as there are slots
+        stream = client.stream("chat", {"text": PROMPT}, params={"max_tokens": 100_000})
+        next(stream)
+        stream.close()
+    generator.until(lambda: generator.state("a").replicas[0].queued == 0)
+    assert client.infer("chat", {"text": PROMPT}, params={"max_tokens": 1}).outputs["text"][0] == b"to"
+
+
+def test_a_token_stream_needs_a_streaming_call(generator):
+    error = refused(lambda: generator.client("a").infer("chat", {"text": PROMPT}, params={"stream": True}))
+    assert error.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ModelStreamInfer" in error.message
