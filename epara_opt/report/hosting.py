@@ -40,7 +40,7 @@ def server_cards(plan: Plan, topology: Topology, ids: Mapping[str, str], hue: Ma
     return [
         el(
             "p",
-            "One row per device. A box is a device group; colours are the shares of its time, grey is idle.",
+            "One row per device. A box is a device group, colours are shares of its time, grey is idle.",
             class_="sub",
         ),
         el(
@@ -109,7 +109,7 @@ def _card(
     summary = el(
         "summary",
         el("span", name, class_="name"),
-        el("span", what + where, class_="sub"),
+        el("span", what + where + _runs_text(replicas), class_="sub"),
         used_bar(plan.predicted.utilization.get(name, 0.0)),
     )
     counts = {p.type: p.count for p in server.devices} if server else {}
@@ -118,6 +118,12 @@ def _card(
     return el(
         "details", summary, pools, table(f"Replicas at {name}", heads, rows), class_="card", id=anchor, open=is_open
     )
+
+
+def _runs_text(replicas: Sequence[Replica]) -> str:
+    names = list(dict.fromkeys(r.service for r in replicas))
+    left = len(names) - 4
+    return " · runs " + ", ".join(names[:4]) + (f" and {left} more" if left > 0 else "")
 
 
 def _pool(device_type: str, count: int, replicas: Sequence[Replica], hue: Mapping[str, int]) -> ET.Element:

@@ -15,7 +15,8 @@ from epara_opt.domain.topology import Topology
 
 FloatArray = npt.NDArray[np.float64]
 
-_MOST_SPRINGS = 499  # networkx needs SciPy for springs between more nodes
+_MOST_SPRINGS = 499  # networkx needs SciPy for springs between more nodes; beyond, they stand on a circle
+_MOST_PUSHED = 1500  # beyond, every pair's distance would take too much memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ def _pushed_apart(points: FloatArray, gap: float, margin: float, width: float, h
     (N, 2) in and out. Points that coincide part along directions fixed by their index.
     """
     n = len(points)
-    if n < 2:
+    if not 2 <= n <= _MOST_PUSHED:
         return points
     angle = np.arange(n) * 2.399963  # the golden angle: no two alike
     out = points + 0.01 * np.column_stack((np.cos(angle), np.sin(angle)))

@@ -21,7 +21,10 @@ def el(tag: str, *children: Child, **attributes: str | float | bool | None) -> E
         if value is None or value is False:
             continue
         name = key.rstrip("_").replace("_", "-")
-        node.set(_SVG_CAMEL.get(name, name), name if value is True else value if isinstance(value, str) else num(value))
+        node.set(
+            _SVG_CAMEL.get(name, name),
+            name if value is True else plain(value) if isinstance(value, str) else num(value),
+        )
     _append(node, children)
     return node
 

@@ -1,0 +1,204 @@
+"""Tables on a narrow terminal: every figure is there, whole, and nothing is markup."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from epara_opt.control.diff import compare
+from epara_opt.control.ports import ExecutorState, FleetState, ReplicaObservation, ServiceObservation
+from epara_opt.plan import Plan, Predicted, Stop
+from epara_opt.report.figures import millis, number, percent, verdict
+from epara_opt.report.terminal import (
+    diff_table,
+    history_table,
+    load_table,
+    plan_table,
+    plan_view,
+    solvers_table,
+    status_table,
+    summary,
+    topology_table,
+)
+
+
+def shown(item: RenderableType, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(item)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in text.splitlines())
+    return text
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_summary_carries_the_key_figures(three_shops: Any, width: int) -> None:
+    plan = three_shops.plan
+    text = shown(summary(plan), width)
+    for figure in (
+        verdict(plan),
+        number(plan.predicted.goodput),
+        number(plan.predicted.offered),
+        number(plan.dual_bound),
+        percent(plan.gap),
+        "stopped at the time limit",
+        f"{plan.wall_s}",
+        plan.solver,
+        plan.inputs_digest,
+    ):
+        assert figure in text
+
+
+def test_at_80_columns_no_number_is_cut(make_edge: Callable[..., Any]) -> None:
+    e = make_edge(40)
+    text = shown(plan_table(e.plan, e.topology, max_rows=None))
+    assert "…" not in text
+    for f in e.plan.predicted.services:
+        assert f" {number(f.goodput)} " in text
+        assert f" {number(f.offered)} " in text
+    for r in e.plan.replicas:
+        assert f"{percent(r.share)} " in text
+
+
+def test_plan_table_names_every_replicas_place_and_shape(three_shops: Any) -> None:
+    text = shown(plan_table(three_shops.plan, three_shops.topology), 160)
+    for r in three_shops.plan.replicas:
+        assert f"{r.device_type} {'+'.join(map(str, r.devices))}" in text
+        assert f"{r.tp}x{r.pp}" in text
+        assert f"{r.response_ms:.0f}/{three_shops.topology.services[r.service].deadline_ms:.0f}" in text
+    for u in three_shops.plan.unserved:
+        assert u.reason in text
+    for heading in ("Actions; stages run in order", "prepare", "commit", "retire", "devices in use"):
+        assert heading in text
+
+
+def test_long_tables_say_how_much_they_leave_out(make_edge: Callable[..., Any]) -> None:
+    e = make_edge(40)
+    text = shown(plan_view(e.plan, e.topology, max_rows=10), 120)
+    assert f"... and {len(e.plan.replicas) - 10} more" in text
+    assert f"... and {len(e.plan.routes) - 10} more" in text
+
+
+def test_names_are_never_markup(make_edge: Callable[..., Any]) -> None:
+    e = make_edge(2, names=(("[red]chat[/red]", "latency"), ("[/]\x1b[31m", "latency")))
+    text = shown(plan_view(e.plan, e.topology), 200) + shown(topology_table(e.topology, e.categories), 200)
+    assert "[red]chat[/red]" in text
+    assert "\x1b" not in text
+
+
+def test_an_empty_plan_has_a_summary_and_no_empty_tables(three_shops: Any) -> None:
+    plan = Plan(
+        generation=1,
+        topology="t",
+        inputs_digest="0",
+        solver="greedy",
+        stop=Stop.NO_DEMAND,
+        objective=0.0,
+        dual_bound=None,
+        gap=None,
+        wall_s=0.0,
+        predicted=Predicted(goodput=0.0, offered=0.0, slo_attainment=1.0),
+    )
+    text = shown(plan_view(plan, three_shops.topology))
+    assert "Nothing is offered" in text
+    assert "Routes" not in text
+
+
+def test_a_topology_shows_categories_operators_and_reasons(three_shops: Any) -> None:
+    text = shown(topology_table(three_shops.topology, three_shops.categories), 120)
+    for server in three_shops.topology.servers.values():
+        assert server.name in text
+        assert server.address in text
+    for name, c in three_shops.categories.items():
+        assert name in text
+        assert " ".join(c.operators) in text
+        assert c.reason in text
+    for link in three_shops.topology.links:
+        assert millis(link.rtt_ms) in text
+
+
+def test_a_diff_shows_what_comes_goes_and_changes(three_shops: Any) -> None:
+    new = three_shops.plan
+    first = new.replicas[0]
+    old_replicas = tuple(
+        replace(r, batch=r.batch + 1) if r.id == new.replicas[-1].id else r
+        for r in new.replicas
+        if r.group != first.group
+    )
+    known = {r.id for r in old_replicas}
+    old = replace(
+        new, replicas=old_replicas, routes=tuple(r for r in new.routes if r.replica in known), objective=100.0
+    )
+    text = shown(diff_table(compare(old, new)), 120)
+    assert "+ group" in text
+    assert first.group in text
+    assert f"batch {new.replicas[-1].batch + 1} -> {new.replicas[-1].batch}" in text
+    assert "100 -> " in text
+    assert shown(diff_table(compare(new, new))).strip() == "Nothing changes."
+
+
+def test_status_tells_up_behind_failing_and_down_apart(three_shops: Any) -> None:
+    def state(server: str, generation: int, replica_state: str) -> ExecutorState:
+        return ExecutorState(
+            server=server,
+            incarnation="x",
+            epoch=1,
+            generation=generation,
+            at=0.0,
+            services=(
+                ServiceObservation(
+                    service="store-chat", arrived=1000, on_time=900, late=50, shed=40, failed=10, forwarded=123,
+                    served=900, latency_p99_ms=321.0,
+                ),
+            ),
+            replicas=(
+                ReplicaObservation(
+                    replica=f"store-chat@{server}", group="g", service="store-chat", state=replica_state, queued=7,
+                    served=900, busy_s=1.0, mean_batch=2.0, batch_ms=10.0, detail="out of memory",
+                ),
+            ),
+        )  # fmt: skip
+
+    fleet = FleetState(
+        executors={"carlton": state("carlton", 2, "live"), "docklands": state("docklands", 3, "failed")},
+        down={"fitzroy": "no answer within 2 s"},
+    )
+    text = shown(status_table(fleet, three_shops.topology, three_shops.plan))
+    for word in ("behind", "failing", "down", "no answer within 2 s", "out of memory", "2,000", "90 %", "321", "246"):
+        assert word in text
+    fine = FleetState(executors={"carlton": state("carlton", 3, "live")})
+    text = shown(status_table(fine, three_shops.topology, three_shops.plan))
+    assert " up " in text
+    assert "not asked" in text
+    assert "Troubles" not in text
+
+
+def test_history_shows_the_last_cycles_and_their_events(three_shops: Any) -> None:
+    text = shown(history_table(three_shops.history), 100)
+    assert "executor of carlton killed" in text
+    last = three_shops.history[37:40]
+    text = shown(history_table(last, max_rows=2))
+    assert [str(p.generation) in text for p in last] == [False, True, True]
+
+
+def test_load_adds_up(three_shops: Any) -> None:
+    text = shown(load_table(three_shops.load))
+    assert f"{sum(w.sent for w in three_shops.load):,}" in text
+    assert f"{sum(w.on_time for w in three_shops.load):,}" in text
+    assert "all" in text
+
+
+def test_solvers_show_whatever_the_registry_knows() -> None:
+    @dataclass(frozen=True)
+    class Entry:
+        name: str
+        available: bool
+        good_for: tuple[str, ...]
+
+    text = shown(solvers_table([Entry("cbc", True, ("small", "checks")), Entry("scip", False, ())]))
+    for word in ("cbc", "scip", "yes", "no", "small, checks", "Good for"):
+        assert word in text
