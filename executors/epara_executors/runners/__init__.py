@@ -1,0 +1,1 @@
+"""What a worker runs: one file per task family. `registry.load` finds the right one."""

@@ -1,0 +1,185 @@
+"""Text generation: requests to sequences, steps to tokens, sequences to answers. Runs on rank 0.
+
+Greedy output equals `model.generate(do_sample=False)` token for token: prompts run alone, steps mask each row to
+its own length, and the end-of-text tokens are those of the generation config. Of its other settings none is read:
+sampling comes from the request (temperature, top_k, top_p, seed); greedy is the default.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Listing
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from epara_executors.runners.arrays import text_array
+from epara_executors.runners.contract import Answer, Form, Request, RequestError, TensorSpec, check
+from epara_executors.runners.decoder import DecoderPart, Step
+from epara_executors.runners.loading import parameter_bytes, read_tokenizer
+from epara_executors.runners.transcript import IncrementalTranscript
+from epara_executors.worker.frames import Frame
+from epara_executors.worker.scheduler import Work
+from epara_executors.worker.sequences import Sampling, Sequence, number
+
+_DEFAULT_OUTPUT_TOKENS = 64
+
+
+class GenerationRunner:
+    """A decoder LLM with its tokenizer; an engine's stage."""
+
+    forms: tuple[Form, ...] = (
+        (TensorSpec("text", "BYTES", (-1,)),),
+        (TensorSpec("input_ids", "INT64", (-1, -1)),),
+    )
+    outputs: Form = (TensorSpec("text", "BYTES", (1,)), TensorSpec("tokens", "INT64", (-1,)))
+
+    def __init__(
+        self, replica: str, part: DecoderPart, source: str, model_root: Path, *, output_tokens: int = 0
+    ) -> None:
+        self.replica = replica
+        self.part = part
+        self._tokenizer = read_tokenizer(source, model_root)
+        self._default_tokens = output_tokens or _DEFAULT_OUTPUT_TOKENS
+        self.max_length = int(getattr(part.config, "max_position_embeddings", 0)) or 2**31
+        ends = part.model.generation_config.eos_token_id
+        ends = part.config.eos_token_id if ends is None else ends
+        self._ends = frozenset[int]() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
+        self._under_way: deque[tuple[Work, torch.Tensor | None]] = deque()
+
+    @property
+    def parameter_bytes(self) -> int:
+        return parameter_bytes(self.part.model)
+
+    def sequence(self, key: str, request: Request) -> Sequence:
+        """A sequence for the engine. Raises RequestError naming what does not fit."""
+        rows = check(request, self.forms)
+        if rows != 1:
+            name = next(iter(request.inputs))
+            raise RequestError(f"{name}: expected one sequence per request, got {rows}")
+        prompt = self._prompt(request)
+        params = request.params
+        max_tokens = int(number(params, "max_tokens", self._default_tokens))
+        if max_tokens < 1:
+            raise RequestError(f"params.max_tokens: expected >= 1, got {max_tokens}")
+        if len(prompt) + max_tokens > self.max_length:
+            raise RequestError(
+                f"params.max_tokens: expected prompt and output within {self.max_length} tokens, "
+                f"got {len(prompt)} + {max_tokens}"
+            )
+        stops = _stops(params.get("stop"))
+        return Sequence(
+            key=key,
+            request=request.id,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            transcript=IncrementalTranscript(self._decode, stops),
+            end_tokens=self._ends,
+            sampling=Sampling.from_params(params),
+            stream=params.get("stream") in (True, "true", 1),
+        )
+
+    def answer(self, sequence: Sequence) -> Answer:
+        """The outputs of a finished sequence."""
+        tokens = np.array(sequence.tokens, dtype=np.int64)
+        return Answer(sequence.request, {"text": text_array([sequence.transcript.text]), "tokens": tokens})
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
+
+    def _prompt(self, request: Request) -> tuple[int, ...]:
+        if "text" in request.inputs:
+            raw = request.inputs["text"][0]
+            try:
+                text = raw.decode() if isinstance(raw, bytes) else str(raw)
+            except UnicodeDecodeError as error:
+                raise RequestError(
+                    f"text: expected UTF-8, got {error.object[error.start : error.start + 4]!r}"
+                ) from error
+            ids: list[int] = self._tokenizer(text)["input_ids"]
+            if not ids:
+                raise RequestError("text: expected at least one token, got none")
+        else:
+            ids = [int(t) for t in request.inputs["input_ids"][0]]
+        vocab_size = self.part.vocab_size
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise RequestError(f"input_ids: expected values in [0, {vocab_size}), got {token}")
+        return tuple(ids)
+
+    # The engine's stage -----------------------------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        return self.part.ranks.pp
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._under_way)
+
+    def submit(self, work: Work) -> None:
+        """Start an iteration; on one stage it is done when this returns."""
+        self._under_way.append((work, self.launch(Step.of(work))))
+
+    def collect(self) -> tuple[Work, list[int]]:
+        work, logits = self._under_way.popleft()
+        logits = self.land(len(work.sequences), logits)
+        return work, [self._next_token(row, s) for row, s in zip(logits, work.sequences, strict=True)]
+
+    def forget(self) -> None:
+        """Give up what is under way; after an error, on one rank only."""
+        self._under_way.clear()
+
+    def launch(self, step: Step) -> torch.Tensor | None:
+        """Run this rank's part of a step; logits if there is no later stage."""
+        ranks = self.part.ranks
+        ranks.tell(step.frame(self.replica))
+        made = self.part.run(step)
+        if ranks.is_last_stage:
+            return made
+        ranks.send_activations(made)
+        return None
+
+    def land(self, num_rows: int, logits: torch.Tensor | None) -> torch.Tensor:
+        """Logits of a step that was launched, (rows, vocabulary)."""
+        if logits is None:
+            logits = self.part.ranks.receive_logits((num_rows, self.part.vocab_size), self.part.device)
+        return logits.cpu()
+
+    def resize(self, batch: int) -> None:
+        """Make room for `batch` slots per group on every rank."""
+        self.part.ranks.tell(Frame("resize", {"replica": self.replica, "batch": batch}))
+        self.part.resize(batch, self.depth)
+
+    def measured_steps(self, batch: int, width: int, start: int) -> Listing[Step]:
+        """Synthetic steps, one per slot group: prompts of `width` tokens at 0, or one token at `start`."""
+        token = self.part.vocab_size // 2
+        rows = tuple((token,) * width for _ in range(batch))
+        return [Step(g, 0, rows, (start,) * batch) for g in range(self.depth)]
+
+    def _next_token(self, logits: torch.Tensor, sequence: Sequence) -> int:
+        return choose(logits, sequence.sampling, len(sequence.tokens))
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, index: int) -> int:
+    """The next token from logits, (vocabulary,). The same seed and index choose the same, in any company."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    scaled = logits / sampling.temperature
+    if 0 < sampling.top_k < scaled.numel():
+        scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = scaled.sort(descending=True)
+        before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
+        scaled = scaled.index_fill(0, order[before > sampling.top_p], -torch.inf)
+    generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + index) % 2**63)
+    return int(torch.multinomial(scaled.softmax(0), 1, generator=generator))
+
+
+def _stops(given: Any) -> list[str]:
+    """Stop strings of a request: nothing, one text, or a list of texts."""
+    listed: list[Any] = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(cast("object", listed), list) or not all(isinstance(s, str) for s in listed):
+        raise RequestError(f"params.stop: expected text or a list of texts, got {given!r}")
+    return listed

@@ -1,0 +1,223 @@
+"""What one rank holds: the tenants of its device group, loaded and warm."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epara_executors.runners.arrays import Array, from_array, to_array
+from epara_executors.runners.batches import OnePassRunner
+from epara_executors.runners.contract import LoadError
+from epara_executors.runners.decoder import DecoderPart, Step
+from epara_executors.runners.generation import GenerationRunner
+from epara_executors.runners.loading import parameter_bytes
+from epara_executors.runners.registry import GENERATION, open_decoder, open_one_pass
+from epara_executors.worker.engine import Engine
+from epara_executors.worker.frames import Frame
+from epara_executors.worker.memory import PeakMeter
+from epara_executors.worker.ranks import Ranks
+from epara_executors.worker.scheduler import Scheduler
+
+_MIN_CAPACITY = 64  # tokens per slot to begin with; slots grow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """One service of the group, as the agent's `load` describes it."""
+
+    replica: str
+    source: str
+    task: str
+    batch: int = 1
+    frames: int = 1
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> Tenant:
+        """Raises LoadError for a tenant without its parts."""
+        try:
+            return Tenant(
+                replica=str(fields["replica"]),
+                source=str(fields["source"]),
+                task=str(fields["task"]),
+                batch=max(1, int(fields.get("batch") or 1)),
+                frames=max(1, int(fields.get("frames") or 1)),
+                prompt_tokens=int(fields.get("prompt_tokens") or 0),
+                output_tokens=int(fields.get("output_tokens") or 0),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoadError(f"tenant: expected replica, source, task and whole numbers: {error!r}") from error
+
+    @property
+    def rows(self) -> int:
+        """Rows of a full batch."""
+        return self.batch * self.frames
+
+
+@dataclass(slots=True)
+class Hosted:
+    """A tenant that can serve, as rank 0 sees it: either one pass per batch, or an engine."""
+
+    tenant: Tenant
+    one_pass: OnePassRunner | None = None
+    generation: GenerationRunner | None = None
+    engine: Engine | None = None
+    memory_bytes: int = 0
+    load_s: float = 0.0
+
+    def loaded(self) -> Frame:
+        """What the agent wants to know about it."""
+        runner = self.one_pass or self.generation
+        if runner is None:
+            raise ValueError(f"{self.tenant.replica}: expected a runner, got none")
+        inputs = list(dict.fromkeys(spec for form in runner.forms for spec in form))
+        return Frame(
+            "loaded",
+            {
+                "replica": self.tenant.replica,
+                "memory_bytes": self.memory_bytes,
+                "load_s": self.load_s,
+                "inputs": [s.listed() for s in inputs],
+                "outputs": [s.listed() for s in runner.outputs],
+            },
+        )
+
+
+class Host:
+    """Loads tenants on this rank. Rank 0 hosts through `host`; the others do as they are told in `follow`."""
+
+    def __init__(self, model_root: Path, device: torch.device, ranks: Ranks) -> None:
+        self._model_root = model_root
+        self._device = device
+        self._ranks = ranks
+        self._followed: dict[str, OnePassRunner | DecoderPart] = {}
+
+    def host(self, tenant: Tenant) -> Hosted:
+        """Load on every rank, warm up, measure. Rank 0 only. Raises LoadError."""
+        started_at = time.perf_counter()
+        self._ranks.tell(Frame("open", {f: getattr(tenant, f) for f in Tenant.__slots__}))
+        mine: OnePassRunner | DecoderPart | None = None
+        problem: Exception | None = None
+        try:
+            mine = self._open(tenant)
+        except (LoadError, ValueError) as error:
+            problem = error
+        reports = self._ranks.reports()
+        if problem is not None or mine is None:
+            raise problem or LoadError(f"model {tenant.source}: nothing was loaded")
+        if details := [str(r.fields["detail"]) for r in reports if r.fields["detail"]]:
+            raise LoadError(details[0])
+        weights = max([parameter_bytes(mine.model), *(int(r.fields["parameter_bytes"]) for r in reports)])
+        meter = PeakMeter(self._device)
+        hosted = self._wrap(tenant, mine)
+        warm_up(hosted)
+        hosted.memory_bytes = weights + meter.peak_bytes()
+        hosted.load_s = time.perf_counter() - started_at
+        return hosted
+
+    def close(self, replica: str) -> None:
+        """Forget a tenant on the other ranks; rank 0's own is freed with its `Hosted`."""
+        self._ranks.tell(Frame("close", {"replica": replica}))
+
+    def tune(self, hosted: Hosted, batch: int, frames: int) -> None:
+        """Change the batch limits of a tenant in place."""
+        hosted.tenant = replace(hosted.tenant, batch=batch, frames=frames)
+        if hosted.generation is not None and hosted.engine is not None:
+            hosted.generation.resize(batch)
+            hosted.engine.scheduler.batch = batch
+
+    def follow(self) -> None:
+        """Ranks other than 0: do what rank 0 tells until it says stop."""
+        while True:
+            order = self._ranks.hear()
+            if order.type == "stop":
+                return
+            if order.type == "open":
+                self._ranks.report(self._opened(order.fields))
+                continue
+            replica = str(order.fields["replica"])
+            held = self._followed[replica]
+            if order.type == "close":
+                del self._followed[replica]
+            elif isinstance(held, DecoderPart) and order.type == "resize":
+                held.resize(int(order.fields["batch"]), self._ranks.pp)
+            elif isinstance(held, DecoderPart) and order.type == "step":
+                held.follow(Step.from_fields(order.fields))
+            elif isinstance(held, OnePassRunner) and order.type == "pass":
+                try:
+                    held.run_joined({t.name: to_array(t) for t in order.tensors})
+                except Exception:  # rank 0 meets the same error in the same pass and answers it
+                    traceback.print_exc(file=sys.stderr)
+            else:
+                raise ValueError(f"order {order.type}: expected one that {replica} understands")
+
+    def _opened(self, fields: Mapping[str, Any]) -> Frame:
+        try:
+            tenant = Tenant.from_fields(fields)
+            made = self._open(tenant)
+        except (LoadError, ValueError) as error:
+            return Frame("opened", {"detail": f"rank {self._ranks.rank}: {error}", "parameter_bytes": 0})
+        self._followed[tenant.replica] = made
+        return Frame("opened", {"detail": "", "parameter_bytes": parameter_bytes(made.model)})
+
+    def _open(self, tenant: Tenant) -> OnePassRunner | DecoderPart:
+        if tenant.task == GENERATION:
+            capacity = max(_MIN_CAPACITY, tenant.prompt_tokens + tenant.output_tokens)
+            return open_decoder(tenant.source, self._model_root, self._device, self._ranks, capacity=capacity)
+        return open_one_pass(
+            tenant.task,
+            tenant.source,
+            self._model_root,
+            self._device,
+            self._ranks,
+            prompt_tokens=tenant.prompt_tokens,
+        )
+
+    def _wrap(self, tenant: Tenant, mine: OnePassRunner | DecoderPart) -> Hosted:
+        if isinstance(mine, OnePassRunner):
+            if self._ranks.world > 1:
+
+                def announce(joined: Mapping[str, Array]) -> None:
+                    tensors = [from_array(name, array) for name, array in joined.items()]
+                    self._ranks.tell(Frame("pass", {"replica": tenant.replica}, tensors))
+
+                mine.announce = announce
+            return Hosted(tenant, one_pass=mine)
+        runner = GenerationRunner(
+            tenant.replica, mine, tenant.source, self._model_root, output_tokens=tenant.output_tokens
+        )
+        runner.resize(tenant.batch)
+        engine = Engine(runner, Scheduler(tenant.batch, runner.depth), time.perf_counter)
+        return Hosted(tenant, generation=runner, engine=engine)
+
+
+def warm_up(hosted: Hosted) -> None:
+    """One full batch, so that the first request does not pay for lazy initialization."""
+    if hosted.one_pass is not None:
+        answers = hosted.one_pass.run([hosted.one_pass.example(hosted.tenant.rows)])
+        if answers[0].code:
+            raise LoadError(f"model {hosted.tenant.source}: warm-up failed: {answers[0].message}")
+    if hosted.generation is not None:
+        tenant, longest = hosted.tenant, hosted.generation.max_length
+        prompt = min(max(1, tenant.prompt_tokens), longest - 1)
+        last = min(prompt + max(1, tenant.output_tokens), longest) - 1
+        run_steps(hosted.generation, 1, prompt, 0)
+        run_steps(hosted.generation, tenant.batch, 1, last)
+
+
+def run_steps(runner: GenerationRunner, batch: int, width: int, start: int) -> float:
+    """Run one synthetic step per slot group through all stages; mean seconds per step. The engine must be idle."""
+    steps = runner.measured_steps(batch, width, start)
+    started_at = time.perf_counter()
+    under_way = [runner.launch(step) for step in steps]
+    for logits in under_way:
+        runner.land(batch, logits)
+    return (time.perf_counter() - started_at) / len(steps)

@@ -1,0 +1,197 @@
+"""Starting workers, from the agent's side. Imports no torch: all of that happens in the fork server.
+
+    launcher = Launcher(model_root); launcher.start()
+    handle = launcher.launch(group, socket_path)     # the agent listens at socket_path; rank 0 connects
+    ... speak frames over that connection ...
+    launcher.close()
+
+`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_S = 180.0  # importing torch and transformers on a small, busy box
+
+
+class LaunchError(Exception):
+    """A worker could not be started."""
+
+
+class WorkerHandle:
+    """The processes of one device group."""
+
+    def __init__(self, launcher: Launcher, key: int) -> None:
+        self._launcher = launcher
+        self._key = key
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._status: int | None = None
+        self.pids: tuple[int, ...] = ()  # by rank
+
+    @property
+    def pid(self) -> int:
+        """Of rank 0, which speaks to the agent."""
+        return self.pids[0]
+
+    def alive(self) -> bool:
+        """Any of its processes lives."""
+        return not self._ended.is_set()
+
+    def kill(self) -> None:
+        """End all its processes at once; returns before they have ended."""
+        self._launcher.send({"kill": self._key})
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit status once all have ended (negative: a signal), or None if they have not in time."""
+        return self._status if self._ended.wait(timeout_s) else None
+
+    def started(self, pids: list[int]) -> None:
+        """Called by the launcher."""
+        self.pids = tuple(pids)
+        self._started.set()
+
+    def ended(self, status: int) -> None:
+        """Called by the launcher."""
+        self._status = status
+        self._ended.set()
+        self._started.set()
+
+    def await_start(self, timeout_s: float) -> bool:
+        return self._started.wait(timeout_s) and bool(self.pids)
+
+
+class Launcher:
+    """Owns the fork server. Its methods may be called from any thread."""
+
+    def __init__(self, model_root: Path, threads_per_device: int = 1) -> None:
+        self._model_root = model_root
+        self._threads = threads_per_device
+        self._handles: dict[int, WorkerHandle] = {}
+        self._keys = itertools.count()
+        self._lock = threading.Lock()
+        self._up = threading.Event()
+        self._gone = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the fork server and return; it imports meanwhile, and the first launch waits for it."""
+        ours, theirs = socket.socketpair()
+        threads = str(self._threads)
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+        limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "epara_executors.worker.fork_server", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **quiet, **limits},
+            start_new_session=True,  # a Ctrl-C in the terminal is the agent's to handle
+        )
+        theirs.close()
+        self._control = ours
+        self._reader = threading.Thread(target=self._listen, args=(ours,), name="fork-server", daemon=True)
+        self._reader.start()
+
+    def wait_up(self, timeout_s: float = START_TIMEOUT_S) -> bool:
+        """Wait until the imports are done; False if they were not in time, or failed."""
+        return self._up.wait(timeout_s) and not self._gone
+
+    def launch(self, group: Mapping[str, Any], socket_path: str) -> WorkerHandle:
+        """Start one process per rank of a group; rank 0 connects to `socket_path`.
+
+        Raises
+        ------
+        LaunchError
+            When the fork server is not there, or the group does not add up.
+        """
+        tp, pp, devices = int(group["tp"]), int(group["pp"]), list(group["devices"])
+        if len(devices) != tp * pp:
+            raise LaunchError(f"group {group.get('group', '')}: expected tp * pp = {tp * pp} devices, got {devices}")
+        if not self.wait_up():
+            raise LaunchError("the fork server did not come up; its reason is on standard error")
+        key = next(self._keys)
+        handle = WorkerHandle(self, key)
+        with self._lock:
+            self._handles[key] = handle
+        ranks = [
+            {
+                "rank": rank,
+                "tp": tp,
+                "pp": pp,
+                "device_kind": group["device_kind"],
+                "device": device,
+                "socket_path": socket_path,
+                "model_root": str(self._model_root.absolute()),
+                "threads": self._threads,
+            }
+            for rank, device in enumerate(devices)
+        ]
+        self.send({"launch": key, "ranks": ranks})
+        if not handle.await_start(START_TIMEOUT_S):
+            raise LaunchError("the fork server started no process; its reason is on standard error")
+        return handle
+
+    def close(self) -> None:
+        """End the fork server and with it every worker."""
+        if self._control is None or self._process is None or self._reader is None:
+            return
+        self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        self._control.close()
+        self._control = None
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """One line to the fork server; nothing if it is gone, for then so are its workers."""
+        with self._lock:
+            if self._control is not None and not self._gone:
+                try:
+                    self._control.sendall(json.dumps(message).encode() + b"\n")
+                except OSError:
+                    return
+
+    def _listen(self, control: socket.socket) -> None:
+        partial = b""
+        while True:
+            try:
+                data = control.recv(65536)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            *lines, partial = (partial + data).split(b"\n")
+            for line in lines:
+                self._take(json.loads(line))
+        with self._lock:
+            self._gone = True
+            left = list(self._handles.values())
+            self._handles.clear()
+        self._up.set()
+        for handle in left:
+            handle.ended(-9)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "up" in message:
+            self._up.set()
+        elif "launched" in message:
+            self._handles[int(message["launched"])].started(message["pids"])
+        elif "exited" in message:
+            with self._lock:
+                handle = self._handles.pop(int(message["exited"]))
+            handle.ended(int(message["status"]))
