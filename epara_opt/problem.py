@@ -195,6 +195,7 @@ def build_problem(
     down: servers that do not answer. They host nothing; demand that enters there is gone with them.
     """
     rules = rules or PlanningRules()
+    _check_names(topology, demand or ())
     wanted = tuple(d for d in (topology.demand if demand is None else demand) if d.offered > 0 and d.origin not in down)
     categories = {s.name: categorize(s, topology, catalogue) for s in topology.services.values()}
     misfits: dict[str, tuple[str, ...]] = {}
@@ -246,6 +247,21 @@ def build_problem(
         notes=tuple(notes),
         misfits=misfits,
     )
+
+
+def _check_names(topology: Topology, demand: Sequence[Demand]) -> None:
+    """Forecasts may be older than the topology."""
+    found = [
+        Violation(path=f"demand.{d.service}@{d.origin}", law=f"expected {what} of the topology", value=name)
+        for d in demand
+        for what, name, known in (
+            ("a service", d.service, topology.services),
+            ("a server", d.origin, topology.servers),
+        )
+        if name not in known
+    ]
+    if found:
+        raise InputError(found)
 
 
 def residents_of(plan: Plan | None, topology: Topology, down: frozenset[str]) -> tuple[Resident, ...]:

@@ -1,0 +1,168 @@
+"""What could be placed, what it would earn, and what was left out as dominated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from epara_opt.domain.parallel import ParallelConfig
+from epara_opt.errors import InputError
+from epara_opt.problem import MIN_EARNING, PlanningRules, Resident, fills_batch, reduced
+from epara_opt.units import GIB
+
+
+def resident(**fields) -> Resident:
+    given = {"group": "a/l4/0/1", "server": "a", "device_type": "l4", "devices": (0,), "tp": 1, "pp": 1}
+    return Resident(**{**given, "services": frozenset({"classify"}), **fields})
+
+
+def test_an_edge_keeps_what_the_network_leaves_of_the_deadline(make) -> None:
+    problem = make.edge(rtt_ms=30.0).problem()
+    assert {(e.server, e.slack_ms) for e in problem.edges} == {("a", 100.0), ("b", 70.0)}
+
+
+@pytest.mark.parametrize(("rtt_ms", "servers"), [(100.0, {"a", "b"}), (100.1, {"a"})])
+def test_a_route_longer_than_the_deadline_is_no_edge(make, rtt_ms: float, servers: set[str]) -> None:
+    assert {e.server for e in make.edge(rtt_ms=rtt_ms).problem().edges} == servers
+
+
+def test_transfers_count_against_the_deadline(make) -> None:
+    shape = make.latency("classify").request
+    service = make.latency("classify", request=replace(shape, input_bytes=1.5e6, output_bytes=5e5))
+    problem = make.edge(services=[service], bandwidth_bytes_per_s=1e8).problem()
+    assert next(e.network_ms for e in problem.edges if e.server == "b") == 10.0 + 20.0
+
+
+def test_only_batches_that_nothing_beats_are_kept(make) -> None:
+    rows = [
+        make.row("classify", batch=1, latency_ms=10.0),  # 100/s, fastest
+        make.row("classify", batch=2, latency_ms=21.0),  # 95/s, slower: dominated where both are in time
+        make.row("classify", batch=4, latency_ms=30.0),  # 133/s
+    ]
+    problem = make.edge(rows=rows).problem()
+    assert [c.tenants[0].config.batch for c in problem.contents["l4"]] == [4]
+
+
+def test_a_slower_faster_trade_keeps_both(make) -> None:
+    rows = [make.row("classify", batch=1, latency_ms=10.0), make.row("classify", batch=2, latency_ms=15.0)]
+    demand = [make.offer("classify", "a", 10.0), make.offer("classify", "b", 10.0)]
+    problem = make.edge(rows=rows, demand=demand, rtt_ms=75.0).problem()  # batch 2 only for those near
+    assert {c.tenants[0].config.batch for c in problem.contents["l4"]} == {1, 2}
+
+
+def two_services(make, **changes):
+    services = [make.latency("classify"), make.latency("detect")]
+    rows = [make.row("classify", latency_ms=10.0), make.row("detect", latency_ms=15.0)]
+    demand = [make.offer("classify", "a", 10.0), make.offer("detect", "a", 10.0)]
+    return make.edge(**{"services": services, "rows": rows, "demand": demand, **changes})
+
+
+def test_tenants_wait_for_each_other(make) -> None:
+    problem = two_services(make).problem()
+    shared = next(c for c in problem.contents["l4"] if len(c.tenants) == 2)
+    assert [t.response_ms for t in shared.tenants] == [20.0 + 2 * 15.0, 30.0 + 2 * 10.0]
+
+
+def test_services_that_do_not_fit_together_share_no_group(make) -> None:
+    rows = [
+        make.row("classify", latency_ms=10.0, memory_bytes=12 * GIB),
+        make.row("detect", latency_ms=15.0, memory_bytes=11 * GIB),
+    ]
+    contents = two_services(make, rows=rows).problem().contents["l4"]
+    assert {c.services for c in contents} == {frozenset({"classify"}), frozenset({"detect"})}
+
+
+def test_a_group_left_by_a_tenant_answers_sooner(make) -> None:
+    problem = two_services(make).problem()
+    shared = next(c for c in problem.contents["l4"] if len(c.tenants) == 2)
+    alone = reduced(problem, shared, frozenset({"classify"}))
+    assert [(t.service, t.response_ms) for t in alone.tenants] == [("classify", 20.0)]
+
+
+def test_too_many_contents_lower_the_number_of_tenants_and_say_so(make) -> None:
+    problem = two_services(make, rules=PlanningRules(max_contents=2)).problem()
+    assert max(len(c.tenants) for c in problem.contents["l4"]) == 1
+    assert "groups hold at most 1 service(s)" in problem.notes[0]
+
+
+def test_the_largest_part_of_time_scales_the_rate(make) -> None:
+    problem = make.edge(rules=PlanningRules(max_utilization=0.8)).problem()
+    assert problem.contents["l4"][0].tenants[0].work_per_s == pytest.approx(80.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "offered", "fills"), [(1, 0.2, True), (2, 1.0, False), (2, 1.5, True), (4, 3.0, False)]
+)
+def test_a_batch_of_frames_needs_as_many_streams(make, batch: int, offered: float, fills: bool) -> None:
+    assert fills_batch(make.stream("lanes"), ParallelConfig(batch=batch), offered) is fills
+    assert fills_batch(make.latency("classify"), ParallelConfig(batch=batch), offered)
+
+
+def test_one_stream_is_batched_over_frames_not_over_streams(make) -> None:
+    rows = [make.row("lanes", batch=b, latency_ms=ms) for b, ms in ((1, 90.0), (2, 95.0))]
+    service = make.stream("lanes", frame_deadline_ms=500.0)
+    demand = [make.offer("lanes", "a", 1.0, streams=True)]
+    problem = make.edge(services=[service], rows=rows, demand=demand).problem()
+    useful = [c.tenants[0].config for c in problem.contents["l4"] if problem.useful_at(c, "a")]
+    assert {(c.batch, c.frames) for c in useful} == {(1, 2)}
+
+
+def test_cold_start_earns_in_full_and_later_loading_costs_its_time(make) -> None:
+    cold = make.edge().problem()
+    warm = replace(cold, residents=(resident(),))
+    tenant = cold.contents["l4"][0].tenants[0]  # loads 6 s of a 30 s cycle
+    assert cold.earning_share(tenant, None) == 1.0
+    assert warm.earning_share(tenant, None) == pytest.approx(0.8)
+    assert warm.earning_share(tenant, warm.residents[0]) == 1.0
+
+
+def test_a_model_that_loads_for_longer_than_a_cycle_still_earns_a_little(make) -> None:
+    rows = [make.row("classify", latency_ms=10.0, load_s=90.0)]
+    problem = replace(make.edge(rows=rows).problem(), residents=(resident(),))
+    assert problem.earning_share(problem.contents["l4"][0].tenants[0], None) == MIN_EARNING
+
+
+def test_servers_that_are_down_host_nothing_and_offer_nothing(make) -> None:
+    demand = [make.offer("classify", "a", 1.0), make.offer("classify", "b", 1.0)]
+    problem = make.edge(demand=demand).problem(down=frozenset({"a"}))
+    assert [(d.origin, d.offered) for d in problem.demand] == [("b", 1.0)]
+    assert {e.server for e in problem.edges} == {"b"}
+
+
+def test_every_reason_is_given_why_a_service_fits_nowhere(make) -> None:
+    rows = [make.row("classify", latency_ms=10.0, memory_bytes=30 * GIB)]
+    assert make.edge(rows=rows).problem().misfits["classify"] == ("no_memory: needs 30.00 GiB per l4, which has 22.00",)
+    assert make.edge(rows=[]).problem().misfits["classify"] == ("no_profile: classify was never measured on l4",)
+    slow = [make.row("classify", latency_ms=80.0)]
+    assert make.edge(rows=slow).problem().misfits["classify"] == (
+        "no_route_in_time: l4 answers in 160 ms at best, deadline 100 ms",
+    )
+
+
+def test_empty_demand_is_a_problem_with_nothing_in_it(make) -> None:
+    problem = make.edge(demand=[]).problem()
+    assert (problem.demand, problem.edges) == ((), ())
+
+
+def test_forecasts_for_unknown_services_or_origins_are_refused(make) -> None:
+    unknown = [make.offer("classify", "z", 1.0), make.offer("zebra", "a", 1.0)]
+    with pytest.raises(InputError) as caught:
+        make.edge().problem(demand=unknown)
+    assert len(caught.value.violations) == 2
+
+
+def test_the_digest_follows_inputs_and_not_the_plan_in_force(make) -> None:
+    problem = make.edge().problem()
+    assert replace(problem, residents=(resident(),)).digest == problem.digest
+    assert make.edge(demand=[make.offer("classify", "a", 151.0)]).problem().digest != problem.digest
+    assert make.edge(rules=PlanningRules(cycle_s=31.0)).problem().digest != problem.digest
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "law"),
+    [("max_utilization", 0.0, r"in \(0, 1\]"), ("max_tenants", 0, ">= 1"), ("cycle_s", 0.0, "> 0")],
+)
+def test_rules_are_checked_at_birth(rule: str, value: float, law: str) -> None:
+    with pytest.raises(InputError, match=f"rules.{rule}: expected {law}, got {value}"):
+        PlanningRules(**{rule: value})
