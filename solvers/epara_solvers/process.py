@@ -49,7 +49,7 @@ class SolverProcess:
         self.scratch = Path(tempfile.mkdtemp(prefix=f"epara-{name}-"))
         argv = [*(command or (sys.executable, "-m", "epara_solvers.worker")), name, str(threads), str(self.scratch)]
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), start_new_session=True
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), start_new_session=True
         )
         self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         threading.Thread(
@@ -229,7 +229,7 @@ class _Heard:
             self.dual_bound = dual_bound if self.dual_bound is None else min(self.dual_bound, dual_bound)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This interpreter's search path, so that an uninstalled checkout works, too."""
     path = os.pathsep.join(p for p in sys.path if p)
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,0 +1,168 @@
+"""Which planners there are, which of them work here, and making one by name.
+
+Nothing is imported from a vendor in this process: see epara_solvers.process for why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, cast
+
+from epara_opt.control.ports import Planner
+from epara_opt.errors import NoSolverError
+from epara_opt.formulation.program import MilpProgram
+from epara_solvers.planners.exact import ExactPlanner, no_prices
+from epara_solvers.planners.greedy import GreedyPlanner
+from epara_solvers.process import IsolatedBackend, environment
+
+PROBE_S = 60.0  # a cold disk and a busy machine; usually half a second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverInfo:
+    """One planner that can be asked for by name."""
+
+    name: str
+    kind: Literal["exact", "heuristic"]
+    version: str  # of the package it comes with; empty where that is not installed
+    available: bool
+    reason: str  # why not available; empty if it is
+    good_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    name: str
+    package: str  # distribution; empty: built in
+    module: str
+    family: str  # what to ask the probe
+    good_for: str
+
+
+KNOWN = (
+    _Known("mathopt-highs", "ortools", "ortools", "ortools", "the default: bounds and incumbents up to ~100 servers"),
+    _Known("mathopt-scip", "ortools", "ortools", "ortools", "cross-checks; small and medium edges"),
+    _Known("cpsat", "ortools", "ortools", "ortools", "cross-checks of tiny edges; its bound is loosened to stay valid"),
+    _Known("pulp-cbc", "PuLP", "pulp", "pulp", "small and medium edges where OR-Tools is not installed"),
+)
+FOUND = "a solver of your own, found by PuLP; proves no bound through it unless it is HiGHS"
+HEURISTICS = (
+    ("greedy", False, "EPARA's rule by gain, our reading: a plan in about a second, no bound"),
+    ("greedy-density", True, "the same by gain per device"),
+)
+AUTO = ("mathopt-highs", "pulp-cbc")  # then greedy
+
+
+def available() -> tuple[SolverInfo, ...]:
+    """Every planner known here: built-in heuristics, back ends, and what else PuLP finds on this machine."""
+    exact = [_info(known) for known in KNOWN]
+    others = sorted(set(_probed("pulp")) - {"pulp-cbc", ""}) if is_installed("pulp") else []
+    exact += [
+        SolverInfo(name=name, kind="exact", version=_version("PuLP"), available=True, reason="", good_for=FOUND)
+        for name in others
+    ]
+    own = [
+        SolverInfo(
+            name=name, kind="heuristic", version=_version("epara-opt"), available=True, reason="", good_for=good_for
+        )
+        for name, _, good_for in HEURISTICS
+    ]
+    return (*exact, *own)
+
+
+def make_planner(name: str = "auto", *, threads: int = 1, gap: float = 1e-4) -> Planner:
+    """The planner of this name. `auto`: the best exact one that works here, else greedy.
+
+    Raises NoSolverError, naming those known and those that work.
+    """
+    if name == "auto":
+        name = next((candidate for candidate in AUTO if not _why_not(candidate)), "greedy")
+    for heuristic, per_device, _ in HEURISTICS:
+        if name == heuristic:
+            return GreedyPlanner(per_device=per_device)
+    infos = {info.name: info for info in available()}
+    info = infos.get(name)
+    if info is None or not info.available:
+        usable = ", ".join(i.name for i in infos.values() if i.available)
+        known = ", ".join(["auto", *infos])
+        why = f"{name} cannot be used: {info.reason}" if info is not None else f"no solver is called {name!r}"
+        raise NoSolverError(f"{why}. Known: {known}. Usable here: {usable}.")
+    prices = _RelaxationPrices() if not _why_not("glop") else no_prices
+    return ExactPlanner(IsolatedBackend(name, threads=threads), prices=prices, gap=gap)
+
+
+class _RelaxationPrices:
+    """GLOP in a process that lives for one question: it is asked at most once a cycle."""
+
+    def __call__(self, program: MilpProgram, time_limit_s: float) -> Mapping[str, float] | None:
+        glop = IsolatedBackend("glop")
+        try:
+            return glop.prices(program, time_limit_s=time_limit_s)
+        finally:
+            glop.close()
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported, without importing it. One hidden in sys.modules (None) could not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ValueError, ImportError):
+        return False
+
+
+def _info(known: _Known) -> SolverInfo:
+    why = _why_not(known.name)
+    return SolverInfo(
+        name=known.name,
+        kind="exact",
+        version=_version(known.package) if is_installed(known.module) else "",
+        available=not why,
+        reason=why,
+        good_for=known.good_for,
+    )
+
+
+def _why_not(name: str) -> str:
+    """Empty if it works."""
+    family = "pulp" if name.startswith("pulp-") else "ortools"
+    if not is_installed(family):
+        return f"{family} is not installed (pip install 'epara-opt[planner]')"
+    answers = _probed(family)
+    return answers.get(name, answers.get("", f"{family} here does not offer {name}"))
+
+
+@cache
+def _probed(family: str) -> Mapping[str, str]:
+    """What the probe says, once per process; {"": why} when it could not say."""
+    argv = [sys.executable, "-m", "epara_solvers.probe", family]
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_S,
+            env=environment(),
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (subprocess.TimeoutExpired, OSError) as e:
+        return {"": f"{family} could not be asked: {e}"}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        words = done.stderr.strip().splitlines()
+        return {"": f"{family} cannot be imported: {words[-1] if words else f'exit status {done.returncode}'}"}
+    return cast("dict[str, str]", json.loads(lines[-1]))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
