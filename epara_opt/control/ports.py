@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from epara_opt.plan import Plan
-from epara_opt.problem import PlacementProblem
+if TYPE_CHECKING:  # executors import this file, and need nothing of planning
+    from epara_opt.plan import Plan
+    from epara_opt.problem import PlacementProblem
 
 
 class Planner(Protocol):

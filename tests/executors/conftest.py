@@ -150,6 +150,16 @@ def echo_edge(tmp_path: Path) -> Iterator[EchoEdge]:
         edge.close()
 
 
+@pytest.fixture(scope="module")
+def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoEdge]:
+    """For tests of a file that change nothing the others of it would notice."""
+    edge = EchoEdge(tmp_path_factory.mktemp("edge"))
+    try:
+        yield edge
+    finally:
+        edge.close()
+
+
 @pytest.fixture
 def ones() -> np.ndarray:
     """One row that the echo model takes."""

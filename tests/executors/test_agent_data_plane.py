@@ -10,11 +10,22 @@ from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 
-@pytest.fixture
-def one_executor(echo_edge):
-    echo_edge.start("a")
-    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=1&refuse_above=100")))
-    return echo_edge
+@pytest.fixture(scope="module")
+def one_executor(shared_edge):
+    """A batch service `echo` that refuses elements above 100, and a generation service `chat` of two slots."""
+    shared_edge.start("a")
+    echo = shared_edge.group("a", shared_edge.tenant(source="echo?latency_ms=1&refuse_above=100"))
+    chat = shared_edge.tenant(
+        service="chat",
+        group="g1",
+        source="echo?latency_ms=5",
+        task="text-generation",
+        batch=2,
+        output_tokens=8,
+        deadline_ms=9000.0,
+    )
+    shared_edge.apply("a", echo, shared_edge.group("a", chat, name="g1", device=1))
+    return shared_edge
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def test_metadata_comes_from_the_loaded_model(one_executor):
 
 
 def test_the_index_lists_the_plans_services_with_their_state(one_executor):
-    assert one_executor.client("a").models() == {"echo": "READY"}
+    assert one_executor.client("a").models() == {"chat": "READY", "echo": "READY"}
 
 
 def test_an_unknown_model_is_not_found_and_the_known_ones_are_named(one_executor, ones):
@@ -144,43 +155,33 @@ def test_requests_pipelined_on_one_stream_are_matched_by_id(stub):
     assert seen["bad"].startswith("[NOT_FOUND]")
 
 
-@pytest.fixture
-def generator(echo_edge):
-    echo_edge.start("a")
-    tenant = echo_edge.tenant(
-        service="chat", source="echo?latency_ms=5", task="text-generation", batch=2, output_tokens=8, deadline_ms=9000.0
-    )
-    echo_edge.apply("a", echo_edge.group("a", tenant))
-    return echo_edge
-
-
 PROMPT = np.array([b"to be or not"], dtype=np.object_)
 
 
-def test_a_generation_answers_whole(generator):
-    answer = generator.client("a").infer("chat", {"text": PROMPT}, params={"max_tokens": 6})
+def test_a_generation_answers_whole(one_executor):
+    answer = one_executor.client("a").infer("chat", {"text": PROMPT}, params={"max_tokens": 6})
     assert answer.outputs["text"][0] == b"to be or not to be"
     assert answer.outputs["tokens"].tolist() == [0, 1, 2, 3, 0, 1]
 
 
-def test_a_generation_streams_token_by_token_and_marks_the_last(generator):
-    answers = list(generator.client("a").stream("chat", {"text": PROMPT}, params={"max_tokens": 5}))
+def test_a_generation_streams_token_by_token_and_marks_the_last(one_executor):
+    answers = list(one_executor.client("a").stream("chat", {"text": PROMPT}, params={"max_tokens": 5}))
     assert [a.outputs["text"][0] for a in answers] == [b"to ", b"be ", b"or ", b"not ", b"to "]
     assert [a.is_final for a in answers] == [False] * 4 + [True]
     assert answers[-1].parameters["finish_reason"] == "length"
 
 
-def test_leaving_a_stream_frees_its_slot_at_once(generator):
-    client = generator.client("a")
+def test_leaving_a_stream_frees_its_slot_at_once(one_executor):
+    client = one_executor.client("a")
     for _ in range(4):  # twice as many as there are slots
         stream = client.stream("chat", {"text": PROMPT}, params={"max_tokens": 100_000})
         next(stream)
         stream.close()
-    generator.until(lambda: generator.state("a").replicas[0].queued == 0)
+    one_executor.until(lambda: sum(r.queued for r in one_executor.state("a").replicas) == 0)
     assert client.infer("chat", {"text": PROMPT}, params={"max_tokens": 1}).outputs["text"][0] == b"to"
 
 
-def test_a_token_stream_needs_a_streaming_call(generator):
-    error = refused(lambda: generator.client("a").infer("chat", {"text": PROMPT}, params={"stream": True}))
+def test_a_token_stream_needs_a_streaming_call(one_executor):
+    error = refused(lambda: one_executor.client("a").infer("chat", {"text": PROMPT}, params={"stream": True}))
     assert error.status is grpc.StatusCode.INVALID_ARGUMENT
     assert "ModelStreamInfer" in error.message
