@@ -31,6 +31,7 @@ from epara_opt.report.markup import Child, el
 from epara_opt.report.tables import bar, budget_bar, chip, service_name, table
 
 _MOST_ROUTES = 1500
+_MOST_UNSERVED = 200  # rows of reasons that stand open
 _MOST_SHARES = 12  # rows of a share table that stand open
 
 ACTION_WORDS: Mapping[ActionKind, str] = {
@@ -57,7 +58,7 @@ def goodput(plan: Plan, topology: Topology, hue: Mapping[str, int]) -> list[Chil
             number(f.goodput),
             number(f.offered),
             f.unit,
-            number(weight(topology, f.service)),
+            f"{weight(topology, f.service):.3g}",
             str(counts.get(f.service, 0)),
             " ".join(used.get(f.service, ())) or "–",
             millis(f.worst_ms) if f.worst_ms else "–",
@@ -183,7 +184,8 @@ def unserved(plan: Plan, topology: Topology, hue: Mapping[str, int]) -> list[Chi
             if u.code == code
         ]
         caption = f"{UNSERVED_WORDS.get(code, code)}: {number(lost(code))} weighted work/s"
-        made.append(table(caption, ["Service", "Origin", "#Rate", "Unit", "Why"], rows))
+        folded = None if len(rows) <= 60 else len(rows) > _MOST_UNSERVED
+        made.append(table(caption, ["Service", "Origin", "#Rate", "Unit", "Why"], rows, folded=folded))
     return made
 
 

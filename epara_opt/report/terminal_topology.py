@@ -29,17 +29,18 @@ def topology_table(topology: Topology, categories: Mapping[str, Category], *, ma
             for t in topology.device_types.values()
         ],
     )
+    addressed = any(s.address for s in topology.servers.values())
+    located = any(s.location for s in topology.servers.values())
     servers = grid(
         f"Servers of {plain(topology.name)}: {len(topology.servers)}, with {num_devices(topology)} devices",
-        ["Server", "Kind", "Devices", "Executor", "#Lat.", "#Lon."],
+        ["Server", "Kind", "Devices", *(["Executor"] if addressed else []), *(["#Lat.", "#Lon."] if located else [])],
         [
             [
                 s.name,
                 s.kind.value,
                 ", ".join(f"{p.count} x {p.type}" for p in s.devices) or "none",
-                s.address or "none",
-                f"{s.location.lat:.3f}" if s.location else "–",
-                f"{s.location.lon:.3f}" if s.location else "–",
+                *([s.address or "none"] if addressed else []),
+                *((f"{s.location.lat:.3f}", f"{s.location.lon:.3f}") if s.location else ("–", "–") if located else ()),
             ]
             for s in topology.servers.values()
         ],
