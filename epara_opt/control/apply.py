@@ -141,6 +141,9 @@ def check(plan: Plan, topology: Topology, *, expected_digest: str | None = None)
     found: list[Violation] = []
     if plan.topology != topology.name:
         found.append(Violation(path="plan.topology", law=f"expected {topology.name!r}", value=plan.topology))
+    if plan.topology_digest and topology.digest and plan.topology_digest != topology.digest:
+        law = f"expected {topology.digest}: topology or profiles changed since the plan was made"
+        found.append(Violation(path="plan.topology_digest", law=law, value=plan.topology_digest))
     if expected_digest is not None and plan.inputs_digest != expected_digest:
         found.append(
             Violation(

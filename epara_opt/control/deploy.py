@@ -96,6 +96,7 @@ def _tenant_spec(r: Replica, topology: Topology, catalogue: ProfileCatalogue) ->
         work_per_s=performance.work_per_s * service.events_per_work,
         prompt_tokens=service.request.prompt_tokens,
         output_tokens=service.request.output_tokens,
+        tpot_ms=service.tpot_ms or 0.0,
     )
 
 
@@ -123,7 +124,7 @@ def commit_spec(
             if route.origin == server
         ),
         peers=_peers(server, plan, topology),
-        plan_json=plan.to_json() if plan_json is None else plan_json,
+        plan_json=replace(plan, edge=None).to_json() if plan_json is None else plan_json,
     )
 
 

@@ -65,7 +65,9 @@ class FirstFitPlanner:
             options = [
                 c
                 for c in problem.contents.get(pool.type, ())
-                if c.services == frozenset((edge.service,)) and c.tenants[0].response_ms <= edge.slack_ms
+                if c.services == frozenset((edge.service,))
+                and c.tenants[0].response_ms <= edge.slack_ms
+                and problem.useful_at(c, edge.server)
             ]
             for c in sorted(options, key=lambda c: (-c.tenants[0].work_per_s / c.num_devices, c.num_devices)):
                 for resident in problem.residents:

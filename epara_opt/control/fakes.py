@@ -77,6 +77,7 @@ class FakeExecutor:
     specs: dict[str, GroupSpec] = field(default_factory=dict[str, GroupSpec])  # of what is loaded
     committed: CommitSpec | None = None  # on disk too
     generation: int = 0
+    forgotten: set[str] = field(default_factory=set[str])  # was live, lost with the disk: no planner's fault
     counters: dict[str, _Counters] = field(default_factory=dict[str, "_Counters"])
 
     def live(self) -> set[str]:
@@ -118,6 +119,7 @@ class FakeFleet:
         e.boots += 1
         e.counters = {}
         if blank:
+            e.forgotten |= e.live()
             e.committed, e.generation, e.fence = None, 0, (0, 0)
         groups = e.committed.groups if e.committed else ()
         e.loaded = {g.group: {t.service: t for t in g.tenants} for g in groups}
@@ -167,6 +169,7 @@ class FakeFleet:
             e.loaded[g.group] = {t.service: t for t in g.tenants}
             e.specs[g.group] = g
         e.committed = spec
+        e.forgotten = set()
         e.generation = fence.generation
         self._check_routes()
 
@@ -261,7 +264,7 @@ class FakeFleet:
                 continue
             for x in e.committed.routes:
                 target = self.executors[x.server]
-                if target.up and x.replica not in target.live():
+                if target.up and x.replica not in target.live() | target.forgotten:
                     self.broken_laws.append(
                         f"call {len(self.calls) - 1}: {e.server} routes {x.service} to {x.replica}, not live"
                     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from epara_opt.control.routing import RouteBook
-from epara_opt.plan import Plan, Predicted, ServiceForecast, Stop, Unserved, relative_gap
-from epara_opt.problem import PlacementProblem
+from epara_opt.plan import Plan, Predicted, Replica, ServiceForecast, Stop, Unserved, relative_gap
+from epara_opt.problem import MIN_EARNING, PlacementProblem
 
 SOLVER = "reroute"  # in plans made here
 
@@ -25,9 +25,9 @@ def rerouted(
     asked: dict[tuple[str, str], float] = {}
     for x in in_force.routes:
         asked[x.service, x.origin] = asked.get((x.service, x.origin), 0.0) + x.rate
-    book = RouteBook(
-        in_force.replicas, problem.topology, problem.catalogue, max_utilization=problem.rules.max_utilization
-    )
+    resident = {(r.group, s) for r in problem.residents for s in r.services}
+    replicas = [replace(r, load_s=0.0) if (r.group, r.service) in resident else r for r in in_force.replicas]
+    book = RouteBook(replicas, problem.topology, problem.catalogue, max_utilization=problem.rules.max_utilization)
     for x in in_force.routes:
         total = asked[x.service, x.origin]
         offered = problem.offered.get((x.service, x.origin), 0.0)
@@ -35,11 +35,14 @@ def rerouted(
             book.add(x.service, x.origin, x.replica, x.rate / total * offered)
     if fill:
         book.fill(problem.offered)
-    resident = {(r.group, s) for r in problem.residents for s in r.services}
-    plan = complete(problem, book, generation=generation, solver=SOLVER, dual_bound=dual_bound)
-    return replace(
-        plan, replicas=tuple(replace(r, load_s=0.0) if (r.group, r.service) in resident else r for r in plan.replicas)
-    )
+    return complete(problem, book, generation=generation, solver=SOLVER, dual_bound=dual_bound)
+
+
+def earning_share(r: Replica, problem: PlacementProblem) -> float:
+    """As `PlacementProblem.earning_share`, for a replica that says itself whether it must be loaded."""
+    if not problem.residents or r.load_s == 0:
+        return 1.0
+    return max(MIN_EARNING, 1.0 - r.load_s / problem.rules.cycle_s)
 
 
 def complete(
@@ -57,7 +60,7 @@ def complete(
     routes = book.routes()
     replicas = tuple(replace(r, endpoint=topology.servers[r.server].address or "") for r in book.replicas())
     by_id = {r.id: r for r in replicas}
-    earning = {r.id: max(0.0, 1.0 - r.load_s / problem.rules.cycle_s) if problem.residents else 1.0 for r in replicas}
+    earning = {r.id: earning_share(r, problem) for r in replicas}
     weight = {name: s.weight for name, s in topology.services.items()}
     objective = sum(weight[x.service] * x.rate * earning[x.replica] for x in routes)
     goodput = sum(weight[x.service] * x.rate for x in routes)
@@ -91,6 +94,7 @@ def complete(
         generation=generation,
         topology=topology.name,
         inputs_digest=problem.digest,
+        topology_digest=topology.digest,
         solver=solver,
         stop=Stop.HEURISTIC if problem.demand else Stop.NO_DEMAND,
         objective=objective,

@@ -1,0 +1,512 @@
+"""The control cycle: observe, forecast, plan, verify, weigh, apply, record. Then wait, with an eye on the fleet.
+
+Every `every_s` a cycle runs; between cycles executors are observed every `observe_every_s`, and a server that goes
+down or comes back starts a cycle at once. A plan replaces the one in force only if it is better by a margin that
+covers what the change costs; otherwise routes alone are adapted, or nothing is touched. Whatever fails, the plan in
+force stays and the next cycle tries again. Two things end the loop: a stop, and a newer planner (StaleFence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from epara_opt.control.apply import Applied, PartlyApplied, Progress, apply
+from epara_opt.control.diff import actions, compare
+from epara_opt.control.events import CycleEvent, EventKind
+from epara_opt.control.forecast import Forecaster, ForecastSettings
+from epara_opt.control.ports import Clock, ExecutorState, Fence, Fleet, FleetState, Planner
+from epara_opt.control.regroup import regrouped
+from epara_opt.control.reroute import SOLVER, rerouted
+from epara_opt.control.routing import standing
+from epara_opt.control.running import Running, addresses, reconcile
+from epara_opt.control.store import CycleRecord, Store
+from epara_opt.control.transition import same_content, stages
+from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.topology import Topology
+from epara_opt.errors import (
+    EparaError,
+    ExecutorUnreachable,
+    FleetError,
+    InputError,
+    PlanRejected,
+    StaleFence,
+    StoreError,
+    Violation,
+)
+from epara_opt.plan import ActionKind, Plan
+from epara_opt.problem import PlacementProblem, PlanningRules, build_problem
+from epara_opt.verify import verify
+
+FORECASTER_STATE = "forecaster"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CycleSettings:
+    every_s: float = 30.0  # between the starts of two scheduled cycles
+    time_limit_s: float = 10.0  # for the planner
+    observe_every_s: float = 1.0  # between cycles, to see servers go and come
+    confirm_down: int = 2  # observations in a row that must fail before a server counts as down
+    apply_deadline_s: float = 120.0  # for a whole change, model loading included
+    min_gain: float = 0.01  # of the objective: a change of replicas must gain more than this, beyond its price
+    max_parallel: int = 16  # executors called at the same time
+    rules: PlanningRules = field(default_factory=PlanningRules)
+    forecast: ForecastSettings = field(default_factory=ForecastSettings)
+
+    def __post_init__(self) -> None:
+        for key in ("every_s", "time_limit_s", "observe_every_s", "apply_deadline_s"):
+            value = getattr(self, key)
+            if not value > 0:
+                raise InputError(Violation(path=f"cycle.{key}", law="expected > 0", value=str(value)))
+        for key in ("confirm_down", "max_parallel"):
+            value = getattr(self, key)
+            if value < 1:
+                raise InputError(Violation(path=f"cycle.{key}", law="expected >= 1", value=str(value)))
+        if not self.min_gain >= 0:
+            raise InputError(Violation(path="cycle.min_gain", law="expected >= 0", value=str(self.min_gain)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What to bring into force, and why. `plan` None: nothing."""
+
+    plan: Plan | None
+    outcome: str  # applied | rerouted | kept
+    planned: Plan | None = None  # what the planner made, for the record
+    error: str = ""  # of the planner, where its plan could not be had
+
+
+class ControlCycle:
+    """One planner's life. Not thread-safe: one thread calls `run`, or `start` and then `step`."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        catalogue: ProfileCatalogue,
+        planner: Planner,
+        fleet: Fleet,
+        store: Store,
+        clock: Clock,
+        *,
+        settings: CycleSettings | None = None,
+        on_event: Callable[[CycleEvent], None] | None = None,
+    ) -> None:
+        self._topology = topology
+        self._catalogue = catalogue
+        self._planner = planner
+        self._fleet = fleet
+        self._store = store
+        self._clock = clock
+        self._settings = settings or CycleSettings()
+        self._on_event = on_event
+        self._forecaster = Forecaster(topology, self._settings.forecast)
+        self._addresses = addresses(topology)
+        self._epoch = 0
+        self._in_force: Plan | None = None
+        self._highest_generation = 0
+        self._misses: dict[str, int] = {}
+        self._down: dict[str, str] = {}  # confirmed, with the reason
+        self._unsettled: set[str] = set()  # servers that may not serve the plan in force: commit there again
+        self._state = FleetState()
+        self._plan_of: dict[str, tuple[str, int, int]] = {}  # server: incarnation, generation, checked against
+        self._seen: dict[str, tuple[str, int, int]] = {}  # server: incarnation, arrived, on time, at the last cycle
+        self._seen_at = clock.monotonic()
+        self._strays: dict[str, tuple[str, ...]] = {}
+        self._hurry = False  # a call found a server down: plan again at once
+
+    @property
+    def in_force(self) -> Plan | None:
+        return self._in_force
+
+    @property
+    def down(self) -> frozenset[str]:
+        return frozenset(self._down)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def run(self, *, max_cycles: int | None = None) -> None:
+        """Start, then plan until stopped (or for so many cycles). Raises StaleFence when another planner took over."""
+        self.start()
+        reason, done = "start", 0
+        while max_cycles is None or done < max_cycles:
+            began = self._clock.monotonic()
+            self.step(reason)
+            done += 1
+            if max_cycles is not None and done >= max_cycles:
+                break
+            woken = self._watch(until=began + self._settings.every_s)
+            if woken is None:
+                break
+            reason = woken
+        self._tell(EventKind.STOPPED, "stopped; executors keep serving the last plan")
+
+    def start(self) -> None:
+        """Take an epoch; learn what is in force from the store and from the executors."""
+        state = self._fleet.observe(self._addresses, with_plan=True)
+        for server, why in state.down.items():
+            self._down[server] = why  # nobody is asked to wait for servers that were never there
+        known = self._store.in_force()
+        intended = self._store.intended()
+        committed = {e.generation for e in state.executors.values()}
+        if intended is not None and intended.generation in committed:
+            known = intended  # the change was under way at somebody: go on with it
+        running = reconcile(known, state, self._topology)
+        # Also above Unix time: a planner that lost its store while the executor with the highest epoch was down
+        # must not be taken for an old one when that executor comes back.
+        seen = max(running.highest_epoch, int(self._clock.wall()))
+        self._epoch = self._store.next_epoch(at=self._clock.wall(), at_least=seen)
+        text = self._store.get_state(FORECASTER_STATE)
+        if text is not None:
+            try:
+                self._forecaster.restore(text)
+            except StoreError as e:
+                self._tell(EventKind.FAILED, f"forgot what was observed before: {e}")
+        self._take_in(running, state)
+        generation = self._in_force.generation if self._in_force else 0
+        self._tell(
+            EventKind.STARTED,
+            f"planner of epoch {self._epoch}, plan in force: {generation or 'none'}",
+            epoch=self._epoch,
+            generation=generation,
+            down=sorted(self._down),
+        )
+
+    def step(self, reason: str = "schedule") -> CycleRecord:
+        """One cycle. Raises only StaleFence and StoreError; everything else is recorded."""
+        started_at, began = self._clock.wall(), self._clock.monotonic()
+        self.observe()
+        demand = self._forecaster.demand(down=self.down)
+        choice = Choice(plan=None, outcome="failed")
+        applied: Applied | None = None
+        error = ""
+        try:
+            self._clear_strays()
+            problem = build_problem(
+                self._topology,
+                self._catalogue,
+                rules=self._settings.rules,
+                demand=demand,
+                in_force=self._standing(),
+                down=self.down,
+            )
+            choice = self._choose(problem)
+            error = choice.error
+            if choice.plan is not None:
+                applied = self._apply(choice.plan)
+        except (StaleFence, StoreError) as e:
+            self._tell(EventKind.STOPPED, str(e))
+            raise
+        except EparaError as e:
+            error = str(e)
+            choice = replace(choice, outcome="failed")
+            self._tell(EventKind.FAILED, error)
+            self._learn_from(e)
+        return self._record(reason, started_at, began, choice, applied, demand_of=demand, error=error)
+
+    def observe(self) -> tuple[str, ...]:
+        """Ask the fleet; returns the servers that went down or came back (confirmed)."""
+        state = self._fleet.observe(self._addresses)
+        changed: list[str] = []
+        for server in sorted(self._addresses):
+            if server in state.executors:
+                self._misses[server] = 0
+                if self._down.pop(server, None) is not None:
+                    changed.append(server)
+                    self._unsettled.add(server)
+                    self._tell(EventKind.SERVER_UP, f"{server} is back", server=server)
+                continue
+            self._misses[server] = self._misses.get(server, 0) + 1
+            if server not in self._down and self._misses[server] >= self._settings.confirm_down:
+                self._mark_down(server, state.down.get(server, "no answer"))
+                changed.append(server)
+        self._state = state
+        self._forecaster.observe(state)
+        if self._in_doubt(state):
+            full = self._fleet.observe(self._addresses, with_plan=True)
+            self._take_in(reconcile(self._in_force, full, self._topology), full)
+        return tuple(changed)
+
+    # Choosing
+
+    def _choose(self, problem: PlacementProblem) -> Choice:
+        """The planner's plan, the plan in force with other routes, or nothing."""
+        generation = self._store.next_generation(at_least=self._highest_generation)
+        standing_plan = self._standing()
+        planned, error = self._planned(problem, generation, standing_plan)
+        if standing_plan is None:
+            if planned is None:
+                self._tell(EventKind.FAILED, error)
+            return Choice(plan=planned, outcome="applied" if planned else "failed", planned=planned, error=error)
+        bound = planned.dual_bound if planned else None
+        as_is = rerouted(standing_plan, problem, generation=generation, dual_bound=bound, fill=False)
+        adapted = rerouted(standing_plan, problem, generation=generation, dual_bound=bound)
+        usable = self._passes(adapted, problem)
+        keep_value = adapted.objective if usable else 0.0
+        if planned is not None and self._worth(planned, standing_plan, keep_value, problem):
+            return Choice(plan=planned, outcome="applied", planned=planned)
+        unsettled = self._unsettled - self._down.keys()
+        touched = bool(unsettled) or standing_plan is not self._in_force
+        gains = adapted.objective > as_is.objective * (1.0 + self._settings.min_gain) + 1e-9
+        if usable and (touched or gains):
+            return Choice(plan=adapted, outcome="rerouted", planned=planned, error=error)
+        if touched:  # not worth a new plan, not checkable as it is: say again what is in force
+            return Choice(
+                plan=replace(standing_plan, generation=generation), outcome="rerouted", planned=planned, error=error
+            )
+        outcome = "kept" if planned is not None else "failed"
+        self._tell(
+            EventKind.KEPT,
+            f"plan {standing_plan.generation} stays: worth {keep_value:.6g}"
+            + (f", a new one {planned.objective:.6g}" if planned else f"; {error}"),
+            generation=standing_plan.generation,
+        )
+        return Choice(plan=None, outcome=outcome, planned=planned, error=error)
+
+    def _planned(
+        self, problem: PlacementProblem, generation: int, standing_plan: Plan | None
+    ) -> tuple[Plan | None, str]:
+        """The planner's plan once checked, or why there is none."""
+        self._tell(EventKind.PLANNING, f"{self._planner.name}: {len(problem.demand)} demands", generation=generation)
+        try:
+            plan = self._planner.plan(
+                problem, generation=generation, time_limit_s=self._settings.time_limit_s, in_force=standing_plan
+            )
+            plan = regrouped(plan, standing_plan, problem)
+            plan = plan.with_actions(actions(standing_plan, plan, self._topology, self._catalogue, down=self.down))
+            verify(plan, self._topology, self._catalogue, problem=problem)
+        except FleetError:
+            raise
+        except EparaError as e:
+            return None, f"{self._planner.name}: {e}"
+        self._tell(
+            EventKind.PLANNED,
+            f"plan {generation}: objective {plan.objective:.6g}, {plan.stop.value}",
+            generation=generation,
+            objective=plan.objective,
+            dual_bound=plan.dual_bound,
+            gap=plan.gap,
+            stop=plan.stop.value,
+            solver=plan.solver,
+        )
+        return plan, ""
+
+    def _passes(self, plan: Plan, problem: PlacementProblem) -> bool:
+        try:
+            verify(plan, self._topology, self._catalogue, problem=problem)
+        except PlanRejected:
+            return False
+        return True
+
+    def _worth(self, plan: Plan, standing_plan: Plan, keep_value: float, problem: PlacementProblem) -> bool:
+        """Better than what stands by `min_gain`, after the price of loading (in the objective) and of making room."""
+        if same_content(standing_plan, plan):
+            return False
+        steps = stages(standing_plan, plan, self._topology, self._catalogue, down=self.down)
+        lost = 0.0
+        for step in steps:
+            if step.kind is ActionKind.COMMIT and step.target is not plan:
+                between = rerouted(step.target, problem, generation=plan.generation)
+                lost = max(0.0, keep_value - between.predicted.goodput)
+        loading_s = max((r.load_s for r in plan.replicas), default=0.0)
+        price = lost * min(1.0, loading_s / self._settings.rules.cycle_s)
+        return plan.objective - price > keep_value * (1.0 + self._settings.min_gain) + 1e-9
+
+    # Acting
+
+    def _apply(self, plan: Plan) -> Applied:
+        before = self._in_force
+        kind = EventKind.REROUTED if plan.solver == SOLVER else EventKind.APPLIED
+        self._store.intend(plan, epoch=self._epoch, at=self._clock.wall())
+        self._highest_generation = max(self._highest_generation, plan.generation)
+        self._tell(EventKind.APPLYING, f"plan {plan.generation}", generation=plan.generation)
+        try:
+            applied = apply(
+                plan,
+                before,
+                self._topology,
+                self._catalogue,
+                self._fleet,
+                Fence(epoch=self._epoch, generation=plan.generation),
+                on_progress=self._progress,
+                deadline_s=self._settings.apply_deadline_s,
+                down=self.down,
+                stale=frozenset(self._unsettled) - self._down.keys(),
+                max_parallel=self._settings.max_parallel,
+                monotonic=self._clock.monotonic,
+            )
+        except PartlyApplied as e:
+            self._store.mark_failed(plan.generation)
+            if e.in_force is not None:
+                self._in_force = e.in_force
+            self._unsettled.update(e.left)
+            raise
+        except StaleFence:
+            raise
+        except FleetError:
+            self._store.mark_failed(plan.generation)
+            raise
+        if applied.changed:
+            self._in_force = plan
+            self._store.put_in_force(plan, epoch=self._epoch, at=self._clock.wall())
+        else:
+            self._store.mark_failed(plan.generation)
+        self._unsettled = set(applied.leftovers)
+        moved = compare(standing(before, self._topology, self.down), plan)
+        self._tell(
+            kind,
+            f"plan {plan.generation} in force: {len(moved.groups_added)} groups added, "
+            f"{len(moved.groups_retired)} retired",
+            generation=plan.generation,
+            num_loads=applied.num_loads,
+            leftovers=dict(applied.leftovers),
+        )
+        return applied
+
+    def _clear_strays(self) -> None:
+        """Unload groups that no plan knows: a change that died half-way left them."""
+        if not self._strays:
+            return
+        generation = max(self._highest_generation, self._in_force.generation if self._in_force else 0)
+        fence = Fence(epoch=self._epoch, generation=generation)
+        for server, groups in sorted(self._strays.items()):
+            if server not in self._down:
+                self._fleet.retire(self._addresses[server], groups, fence, deadline_s=self._settings.apply_deadline_s)
+        self._strays = {}
+
+    def _standing(self) -> Plan | None:
+        return standing(self._in_force, self._topology, self.down)
+
+    # Knowing
+
+    def _take_in(self, running: Running, state: FleetState) -> None:
+        self._in_force = running.plan
+        self._highest_generation = max(self._highest_generation, running.highest_generation)
+        self._unsettled |= running.stale
+        self._strays = dict(running.strays)
+        generation = running.plan.generation if running.plan else 0
+        for name, e in state.executors.items():
+            self._plan_of[name] = (e.incarnation, e.generation, generation)
+
+    def _in_doubt(self, state: FleetState) -> bool:
+        """Whether some executor may serve something else than the plan in force: it restarted, or moved on alone."""
+        return any(
+            self._plan_of.get(n, ("", -1, -1))[:2] != (e.incarnation, e.generation) and not self._as_applied(e)
+            for n, e in state.executors.items()
+        )
+
+    def _as_applied(self, e: ExecutorState) -> bool:
+        known = self._plan_of.get(e.server)
+        same = known is not None and known[0] == e.incarnation
+        ok = same and self._in_force is not None and e.generation == self._in_force.generation
+        if ok and self._in_force is not None:
+            self._plan_of[e.server] = (e.incarnation, e.generation, self._in_force.generation)
+        return ok
+
+    def _mark_down(self, server: str, why: str) -> None:
+        self._down[server] = why
+        self._misses[server] = max(self._misses.get(server, 0), self._settings.confirm_down)
+        self._tell(EventKind.SERVER_DOWN, f"{server} is down: {why}", server=server, reason=why)
+
+    def _learn_from(self, error: EparaError) -> None:
+        """A call that got no answer within a cycle confirms that its server is down."""
+        cause = error.cause if isinstance(error, PartlyApplied) else error
+        if isinstance(cause, ExecutorUnreachable) and cause.server not in self._down:
+            self._mark_down(cause.server, str(cause))
+            self._hurry = True
+
+    def _watch(self, *, until: float) -> str | None:
+        """Observe until the next cycle is due; why it is, or None when asked to stop."""
+        while True:
+            if self._hurry:
+                self._hurry = False
+                return "server down"
+            left_s = until - self._clock.monotonic()
+            if self._clock.wait(max(0.0, min(left_s, self._settings.observe_every_s))):
+                return None
+            if self._clock.monotonic() >= until:
+                return "schedule"
+            changed = self.observe()
+            if changed:
+                return "server down" if any(s in self._down for s in changed) else "server up"
+
+    # Telling
+
+    def _progress(self, p: Progress) -> None:
+        self._tell(
+            EventKind.PROGRESS,
+            f"{p.kind.value} at {p.server}{' done' if p.done else ''}{': ' + p.detail if p.detail else ''}",
+            stage=p.stage,
+            num_stages=p.num_stages,
+            action=p.kind.value,
+            server=p.server,
+            groups=list(p.groups),
+            done=p.done,
+        )
+
+    def _tell(self, kind: EventKind, message: str, **fields: Any) -> None:
+        event = CycleEvent(kind=kind, at=self._clock.wall(), message=message, fields=fields)
+        if kind not in (EventKind.PROGRESS, EventKind.OBSERVED) and self._epoch:
+            self._store.record_event(kind.value, {"message": message, **fields}, at=event.at)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _record(
+        self,
+        reason: str,
+        started_at: float,
+        began: float,
+        choice: Choice,
+        applied: Applied | None,
+        *,
+        demand_of: tuple[Any, ...],
+        error: str,
+    ) -> CycleRecord:
+        offered_seen, goodput_seen = self._goodput_seen()
+        planned = choice.plan or choice.planned
+        record = CycleRecord(
+            started_at=started_at,
+            wall_s=self._clock.monotonic() - began,
+            reason=reason,
+            outcome=choice.outcome,
+            generation=self._in_force.generation if self._in_force else 0,
+            solver=planned.solver if planned else "",
+            stop=planned.stop.value if planned else "",
+            objective=planned.objective if planned else None,
+            dual_bound=planned.dual_bound if planned else None,
+            gap=planned.gap if planned else None,
+            offered=sum(self._topology.services[d.service].weight * d.offered for d in demand_of),
+            goodput_seen=goodput_seen,
+            offered_seen=offered_seen,
+            num_actions=len(applied.actions) if applied else 0,
+            num_loads=applied.num_loads if applied else 0,
+            down=tuple(sorted(self._down)),
+            error=error,
+        )
+        self._store.record_cycle(record, epoch=self._epoch)
+        self._store.put_state(FORECASTER_STATE, self._forecaster.to_json())
+        at = self._clock.wall()
+        self._store.record_observation({"offered": offered_seen, "goodput": goodput_seen}, at=at)
+        self._tell(
+            EventKind.RECORDED, f"cycle {record.outcome} in {record.wall_s:.2f} s", outcome=record.outcome, error=error
+        )
+        return record
+
+    def _goodput_seen(self) -> tuple[float, float]:
+        """(arrived, on time) requests or frames since the last cycle, per second, over executors that answered."""
+        now = self._clock.monotonic()
+        arrived = on_time = 0
+        for name, e in self._state.executors.items():
+            total = (sum(s.arrived for s in e.services), sum(s.on_time for s in e.services))
+            before = self._seen.get(name)
+            if before is not None and before[0] == e.incarnation:
+                arrived += total[0] - before[1]
+                on_time += total[1] - before[2]
+            self._seen[name] = (e.incarnation, *total)
+        elapsed_s = now - self._seen_at
+        self._seen_at = now
+        if elapsed_s <= 0:
+            return 0.0, 0.0
+        return arrived / elapsed_s, on_time / elapsed_s
