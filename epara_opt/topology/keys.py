@@ -161,7 +161,7 @@ TOPOLOGY = Record(
         ),
         "name": Key(kind=FREE_TEXT, required=True, about="name of the edge"),
         "include": Key(kind=OneOrMany(item=FREE_TEXT), about="files read before this one, relative to it"),
-        "device_types": Key(kind=MapOf(value=DEVICE_TYPE), required=True, about="kinds of devices by name"),
+        "device_types": Key(kind=MapOf(name=NAME, value=DEVICE_TYPE), required=True, about="kinds of devices by name"),
         "servers": Key(kind=ListOf(item=SERVER, named=True), required=True, about="machines of the edge"),
         "links": Key(kind=ListOf(item=LINK), about="links between servers"),
         "services": Key(kind=ListOf(item=SERVICE, named=True), required=True, about="models with their objectives"),

@@ -87,8 +87,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapOf:
-    """A mapping from names to records."""
+    """A mapping from names, which obey `name`, to records."""
 
+    name: Text
     value: Record
     noun: str = "a mapping"
 

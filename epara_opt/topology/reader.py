@@ -142,7 +142,7 @@ class Reader:
                 continue
             first[name] = key
             self.places[where] = place(key)
-            if self._text(Text(), key, where) is not BROKEN:
+            if self._text(kind.name, key, where) is not BROKEN:
                 values[name] = self.read(kind.value, value, where)
         return values
 

@@ -34,7 +34,7 @@ def _schema(kind: Kind) -> dict[str, Any]:
             one = _schema(kind.item)
             return {"anyOf": [one, {"type": "array", "items": one}]}
         case MapOf():
-            return {"type": "object", "additionalProperties": _schema(kind.value)}
+            return {"type": "object", "propertyNames": _schema(kind.name), "additionalProperties": _schema(kind.value)}
         case Record():
             return _record(kind)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from epara_opt.domain.service import Sensitivity, Task
 from epara_opt.domain.topology import DeviceKind, ServerKind
 from epara_opt.errors import InputError
 from epara_opt.problem import PlanningRules, build_problem
-from epara_opt.topology import LoadedTopology, load_topology, topology_schema
+from epara_opt.topology import COLUMNS, LoadedTopology, load_topology, topology_schema
+from epara_opt.topology.keys import TOPOLOGY
+from epara_opt.topology.kinds import Kind, ListOf, MapOf, Record
 
 PROFILES = """\
 model,device,tp,pp,batch,frames,latency_ms,interval_ms,prefill_ms,prompt_tokens,decode_step_ms,memory_gib,load_s,source
@@ -446,6 +449,12 @@ CASES = {
         "profiles: [profiles.csv, gone.csv]",
         "edge.yaml:26: profiles[1]: expected a profile file that exists, got gone.csv",
     ),
+    "a device type with a slash": (
+        "  gpu: {memory_gib: 8, kind: gpu}",
+        "  gpu: {memory_gib: 8, kind: gpu}\n  gpu/2: {memory_gib: 8, kind: gpu}",
+        "edge.yaml:5: device_types.gpu/2: expected a name of letters, digits, '.', '_' and '-', starting with a letter "
+        "or digit, got gpu/2",
+    ),
     "unknown rule": (
         "profiles: profiles.csv",
         "profiles: profiles.csv\nrules: {max_tenant: 2}",
@@ -744,3 +753,23 @@ def test_no_garbled_file_makes_the_reader_stumble(
     path.write_text(EDGE[:at] + patch + EDGE[at + length :])
     with contextlib.suppress(InputError):
         load_topology(path)
+
+
+def test_the_reference_page_knows_every_key_and_its_law() -> None:
+    """docs/topology.md names each key of the table and each planning rule."""
+    page = (Path(__file__).parents[2] / "docs" / "topology.md").read_text()
+
+    def names(kind: Kind) -> set[str]:
+        match kind:
+            case Record():
+                return set(kind.keys).union(*(names(k.kind) for k in kind.keys.values()))
+            case ListOf():
+                return names(kind.item)
+            case MapOf():
+                return names(kind.value)
+            case _:
+                return set()
+
+    missing = {n for n in names(TOPOLOGY) if not re.search(rf"`([a-z]+\.)?{n}[`.]", page)}
+    assert missing == set()
+    assert ",".join(COLUMNS) in page
