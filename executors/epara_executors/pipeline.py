@@ -7,7 +7,7 @@ spread evenly, the later stages taking the remainder's lesser part since the las
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -42,7 +42,7 @@ def split_layers(model: Any, stage: int, num_stages: int) -> int:
     body: Any = model.model
     body.layers = torch.nn.ModuleList(body.layers[i] for i in kept)
     for index in range(len(kept)):
-        body.layers[index].self_attn.layer_idx = index  # its place in this stage's cache
+        cast("Any", body.layers[index]).self_attn.layer_idx = index  # its place in this stage's cache
     if stage:
         body.embed_tokens = torch.nn.Identity()
     if stage < num_stages - 1:

@@ -15,7 +15,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -209,7 +209,7 @@ class _Bench:
 
 
 @contextmanager
-def _started(launcher: Launcher | None, model_root: Path) -> Iterator[Launcher]:
+def _started(launcher: Launcher | None, model_root: Path) -> Generator[Launcher, None, None]:
     """The launcher given, or one of our own while it is needed."""
     if launcher is not None:
         yield launcher
@@ -223,7 +223,7 @@ def _started(launcher: Launcher | None, model_root: Path) -> Iterator[Launcher]:
 
 
 @contextmanager
-def _worker(launcher: Launcher, tp: int, pp: int, device_kind: str) -> Iterator[_Bench]:
+def _worker(launcher: Launcher, tp: int, pp: int, device_kind: str) -> Generator[_Bench, None, None]:
     folder = tempfile.mkdtemp(prefix="epara-profile-")
     path = str(Path(folder) / "worker")
     try:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from epara_executors.client import GrpcFleet
 from epara_executors.infer_client import InferClient
 from epara_executors.local import LocalExecutor
+from epara_executors.runners.arrays import from_array, to_array
+from epara_executors.worker.frames import Frame
+from epara_executors.worker.launch import Launcher
+from epara_executors.worker.wire import Wire
 
 from epara_opt.control.ports import (
     CommitSpec,
@@ -164,3 +170,98 @@ def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoEdge]:
 def ones() -> np.ndarray:
     """One row that the echo model takes."""
     return np.ones((1, 4), np.float32)
+
+
+# Real workers: launched as an agent launches them, spoken to over their socket. Torch is imported only where used.
+
+
+class WorkerAtHand:
+    """A worker and the agent's end of its socket."""
+
+    def __init__(self, launcher: Launcher, folder: Path, *, tp: int = 1, pp: int = 1) -> None:
+        self._group = {"group": "g", "device_kind": "cpu", "devices": list(range(tp * pp)), "tp": tp, "pp": pp}
+        path = str(folder / "s")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            listener.listen(1)
+            listener.settimeout(60)
+            self.handle = launcher.launch(self._group, path)
+            self.connection, _ = listener.accept()
+        Path(path).unlink()
+        self.connection.settimeout(60)
+        self.wire = Wire(self.connection)
+
+    def load(self, *tenants: dict[str, Any]) -> dict[str, Frame]:
+        """Answers by replica, or by `failed`."""
+        self.wire.write(Frame("load", {**self._group, "tenants": list(tenants)}))
+        answers: dict[str, Frame] = {}
+        while (frame := self.wire.read()).type == "loaded":
+            answers[frame.fields["replica"]] = frame
+        if frame.type == "failed":
+            answers["failed"] = frame
+        return answers
+
+    @staticmethod
+    def tenant(source: str, task: str, **over: Any) -> dict[str, Any]:
+        return {"replica": f"{source}@g", "service": source, "source": source, "task": task, "batch": 4, **over}
+
+    def send(self, key: str, source: str, *requests: dict[str, np.ndarray], **params: Any) -> None:
+        heads = [{"id": f"{key}.{i}", "rows": 1, "params": params} for i in range(len(requests))]
+        fields = {"id": key, "replica": f"{source}@g", "requests": heads, "counts": [len(r) for r in requests]}
+        tensors = [from_array(name, array) for r in requests for name, array in r.items()]
+        self.wire.write(Frame("infer", fields, tensors))
+
+    def result(self) -> tuple[Frame, list[dict[str, np.ndarray]]]:
+        """The next result frame and the arrays of each of its requests; token frames are passed over."""
+        while (frame := self.wire.read()).type == "token":
+            pass
+        if frame.type != "result":
+            raise ValueError(f"expected a result, got {frame.type}: {frame.fields}")
+        arrays: list[dict[str, np.ndarray]] = []
+        start = 0
+        for head in frame.fields["requests"]:
+            count = head.get("tensors", 0)
+            arrays.append({t.name: to_array(t) for t in frame.tensors[start : start + count]})
+            start += count
+        return frame, arrays
+
+    def close(self) -> None:
+        self.connection.close()
+        if self.handle.wait(20) is None:
+            self.handle.kill()
+            self.handle.wait(20)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder with every tiny model."""
+    from epara_executors.tiny_models import make_all
+
+    root = tmp_path_factory.mktemp("models")
+    make_all(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def launcher(tiny_root: Path) -> Iterator[Launcher]:
+    """One fork server for all tests with real workers."""
+    launcher = Launcher(tiny_root)
+    launcher.start()
+    try:
+        yield launcher
+    finally:
+        launcher.close()
+
+
+@pytest.fixture
+def worker_of(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., WorkerAtHand]]:
+    """Start workers of a shape; they end with the test."""
+    started: list[WorkerAtHand] = []
+
+    def start(tp: int = 1, pp: int = 1) -> WorkerAtHand:
+        started.append(WorkerAtHand(launcher, tmp_path_factory.mktemp("w"), tp=tp, pp=pp))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as Listing
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
