@@ -71,6 +71,7 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._next = 0
+        self._met = asyncio.Event()  # someone new: ask at once
         self._busy: dict[str, tuple[float, float, float]] = {}  # group: (at, busy_s then, busy share since before)
 
     def get(self, server: str) -> Peer | None:
@@ -90,6 +91,7 @@ class Peers:
             if server not in self._peers:
                 channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
                 self._peers[server] = Peer(server, address, channel, known_since=now)
+                self._met.set()
 
     # Synchronization
 
@@ -99,13 +101,16 @@ class Peers:
         while True:
             started_at = loop.time()
             self.refresh()
+            self._met.clear()
             around = list(self._peers.values())
             turn = [around[(self._next + i) % len(around)] for i in range(min(MAX_SYNCS_AT_ONCE, len(around)))]
             self._next = (self._next + len(turn)) % max(1, len(around))
             if turn:
                 message = self.message()
                 await asyncio.gather(*(self._sync(p, message) for p in turn))
-            await asyncio.sleep(max(0.0, started_at + SYNC_EVERY_S - loop.time()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(started_at + SYNC_EVERY_S):
+                    await self._met.wait()
 
     async def _sync(self, peer: Peer, message: pb.SyncMessage) -> None:
         stub: Any = ExecutorPeerStub(peer.channel)
