@@ -92,6 +92,8 @@ def verdict(plan: Plan) -> str:
     """The plan in one sentence: what is served, and what is proven about the rest."""
     if plan.stop is Stop.NO_DEMAND or plan.predicted.offered <= 0:
         return "Nothing is offered, so nothing is placed."
+    if plan.predicted.slo_attainment >= 1 - 1e-9 and plan.stop is not Stop.SOLVER_FAILED:
+        return "Serves all that is offered."
     served = f"Serves {percent(plan.predicted.slo_attainment)} of what is offered"
     tail = "; the solver failed, so this is the fallback's plan" if plan.stop is Stop.SOLVER_FAILED else ""
     if plan.dual_bound is None:

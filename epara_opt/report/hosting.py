@@ -165,7 +165,7 @@ def _group(tenants: Sequence[Replica], first: int, last: int, part: str, hue: Ma
         el(
             "i",
             f"{t.service} {percent(t.share)}",
-            title=f"{t.service}: {percent(t.share)} of the group's time, batch {t.batch}, frames {t.frames}",
+            title=f"{t.service} {percent(t.share)}",
             style=f"width:{100 * t.share / scale:.1f}%;--h:{hue.get(t.service, 0)}",
         )
         for t in tenants

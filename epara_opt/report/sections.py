@@ -30,7 +30,7 @@ from epara_opt.report.figures import (
 from epara_opt.report.markup import Child, el
 from epara_opt.report.tables import bar, budget_bar, chip, service_name, table
 
-_MOST_ROUTES = 1500
+_MOST_ROUTES = 800
 _MOST_UNSERVED = 200  # rows of reasons that stand open
 _MOST_SHARES = 12  # rows of a share table that stand open
 

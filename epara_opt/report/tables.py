@@ -103,7 +103,7 @@ def tiles(items: Iterable[tuple[str, str, str]]) -> ET.Element:
 
 
 def service_name(name: str, hue: int) -> ET.Element:
-    return el("span", el("i", class_="swatch", style=f"--h:{hue}"), name, class_="service")
+    return el("span", name, class_="service", style=f"--h:{hue}")
 
 
 __all__ = ["Tone", "bar", "budget_bar", "chip", "filter_box", "service_name", "table", "tiles", "used_bar"]

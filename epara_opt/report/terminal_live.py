@@ -154,9 +154,9 @@ def _load(name: str, windows: Sequence[LoadWindow], p50: float | None, p99: floa
 
 
 def solvers_table(solvers: Sequence[DataclassInstance]) -> Table:
-    """One row per solver, one column per field: whatever the registry knows of them."""
+    """One row per solver, one column per field that says anything: whatever the registry knows of them."""
     records: list[dict[str, Any]] = [asdict(s) for s in solvers]
-    keys = list(dict.fromkeys(k for r in records for k in r))
+    keys = list(dict.fromkeys(k for r in records for k, v in r.items() if v not in (None, "", (), [])))
     rows = [[_word(r.get(k)) for k in keys] for r in records]
     return grid("Solvers on this machine", [_head(k) for k in keys], rows)
 

@@ -81,6 +81,8 @@ def test_the_verdict_says_what_is_proven(three_shops: Any) -> None:
     assert "no plan under the same rules serves more, proven" in verdict(optimal)
     assert "was not proved" in verdict(replace(plan, dual_bound=None, gap=None))
     assert "fallback" in verdict(replace(plan, stop=Stop.SOLVER_FAILED))
+    full = replace(plan.predicted, slo_attainment=1.0)
+    assert verdict(replace(plan, predicted=full, dual_bound=None, gap=None)) == "Serves all that is offered."
     assert verdict(replace(plan, stop=Stop.NO_DEMAND)) == "Nothing is offered, so nothing is placed."
     assert f"at most {number(plan.dual_bound)} weighted" in verdict(replace(plan, objective=0.0, gap=1.0))
 

@@ -122,6 +122,26 @@ def test_hostile_names_stay_text(make_edge: Callable[..., Any]) -> None:
     assert page.misnested == []
 
 
+def test_a_hostile_server_stays_text_on_the_map_and_in_the_tables(three_shops: Any) -> None:
+    bad = '"><script>alert(5)</script>'
+    old = three_shops.topology
+    servers = {
+        (bad if n == "carlton" else n): replace(s, name=bad if n == "carlton" else n) for n, s in old.servers.items()
+    }
+    topology = replace(
+        old,
+        servers=servers,
+        links=tuple(replace(x, between=tuple(bad if n == "carlton" else n for n in x.between)) for x in old.links),
+        demand=tuple(replace(d, origin=bad if d.origin == "carlton" else d.origin) for d in old.demand),
+    )
+    replicas = tuple(replace(r, server=bad if r.server == "carlton" else r.server) for r in three_shops.plan.replicas)
+    page = parse(render(replace(three_shops.plan, replicas=replicas), topology))
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert bad in page.attributes("data-n")
+    assert bad in page.texts
+    assert page.misnested == []
+
+
 @pytest.mark.parametrize("num_servers", [1, 3, 40])
 def test_the_page_needs_no_network(make_edge: Callable[..., Any], num_servers: int) -> None:
     e = make_edge(num_servers)

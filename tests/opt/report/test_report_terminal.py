@@ -199,6 +199,9 @@ def test_solvers_show_whatever_the_registry_knows() -> None:
         available: bool
         good_for: tuple[str, ...]
 
+        reason: str = ""
+
     text = shown(solvers_table([Entry("cbc", True, ("small", "checks")), Entry("scip", False, ())]))
+    assert "Reason" not in text
     for word in ("cbc", "scip", "yes", "no", "small, checks", "Good for"):
         assert word in text
