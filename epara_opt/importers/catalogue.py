@@ -12,6 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.topology import read_profiles
+
 DEVICE_TYPES: Final[dict[str, dict[str, Any]]] = {
     "a100-sxm-80gb": {"memory_gib": 78.0, "kind": "gpu"},
     "a100-40gb": {"memory_gib": 38.0, "kind": "gpu"},
@@ -128,5 +131,10 @@ def shipped_topologies() -> Path:
 
 
 def shipped_profiles() -> Path:
-    """The profile catalogue that the generator's services need."""
+    """The file of profiles that the generator's services need."""
     return shipped_topologies() / "profiles" / "edge-catalogue.csv"
+
+
+def shipped_catalogue() -> ProfileCatalogue:
+    """Those profiles, read."""
+    return read_profiles([shipped_profiles()])

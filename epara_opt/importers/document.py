@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from epara_opt.domain.profile import ProfileRow
+from epara_opt.importers.catalogue import shipped_catalogue
 from epara_opt.topology import write_profiles
 
 Document = dict[str, Any]
@@ -30,9 +31,14 @@ def to_yaml(document: Document, *, comment: str = "") -> str:
 
 
 def write_document(
-    document: Document, path: Path, rows: Sequence[ProfileRow], *, comment: str = ""
-) -> tuple[Path, ...]:
-    """Write the topology and, beside it, `<name>-profiles.csv` with the rows its services need. Returns both paths."""
+    document: Document, path: Path, rows: Sequence[ProfileRow] | None = None, *, comment: str = ""
+) -> tuple[Path, Path]:
+    """Write the topology and, beside it, `<name>-profiles.csv` with the rows its services need. Returns both paths.
+
+    rows: where to take profiles from; None takes the shipped catalogue.
+    """
+    rows = shipped_catalogue().rows if rows is None else rows
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.stem}-profiles.csv")
     named = {s["model"].get("profile") or s["model"]["source"] for s in document.get("services", [])}
     write_profiles([r for r in rows if r.model in named], beside, comment=f"Profiles of {path.name}.")

@@ -24,9 +24,9 @@ BANDWIDTH_MBPS = 10_000.0  # of a link between sites; narrowed to what the serve
 
 def import_eua(
     sites_csv: Path,
-    users_csv: Path | None = None,
+    users: Path | None = None,
     *,
-    catalogue: ProfileCatalogue,
+    catalogue: ProfileCatalogue | None = None,
     services: int = 12,
     seed: int = 1,
     overload: float = 1.6,
@@ -39,8 +39,8 @@ def import_eua(
     if max_sites is not None and len(sites) > max_sites:
         notes.append(f"kept the first {max_sites} of {len(sites)} sites")
         sites = sites[:max_sites]
-    if users_csv is not None:
-        sites = _with_shares(sites, users_csv, notes)
+    if users is not None:
+        sites = _with_shares(sites, users, notes)
     links = nearest_neighbour_links(sites, neighbours=neighbours, floor_ms=FLOOR_MS, bandwidth_mbps=BANDWIDTH_MBPS)
     notes.append(f"drew {len(links)} links: the {neighbours} nearest of each site and a spanning tree")
     document = furnish(
@@ -80,7 +80,7 @@ def _sites(path: Path, notes: list[str]) -> list[Site]:
 
 def _with_shares(sites: Sequence[Site], path: Path, notes: list[str]) -> list[Site]:
     """Sites with the share of users nearest to each; a site without users keeps the share of half a user."""
-    users = [0.5] * len(sites)
+    asking = [0.5] * len(sites)
     total = 0
     for line, cells in _rows(path, ("Latitude", "Longitude")):
         where = _where(cells["Latitude"], cells["Longitude"])
@@ -88,10 +88,10 @@ def _with_shares(sites: Sequence[Site], path: Path, notes: list[str]) -> list[Si
             law, value = "expected Latitude and Longitude in degrees", f"{cells['Latitude']}, {cells['Longitude']}"
             raise InputError(Violation(path="user", law=law, value=value, file=str(path), line=line))
         user = Site(name="user", lat=where[0], lon=where[1])
-        users[min(range(len(sites)), key=lambda i: distance_km(sites[i], user))] += 1
+        asking[min(range(len(sites)), key=lambda i: distance_km(sites[i], user))] += 1
         total += 1
     notes.append(f"shared demand by {total} users, each at the nearest site")
-    return [Site(name=s.name, lat=s.lat, lon=s.lon, demand_share=n) for s, n in zip(sites, users, strict=True)]
+    return [Site(name=s.name, lat=s.lat, lon=s.lon, demand_share=n) for s, n in zip(sites, asking, strict=True)]
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -24,7 +24,7 @@ from epara_opt.domain.performance import configurations, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.service import Service
 from epara_opt.errors import InputError, Violation
-from epara_opt.importers.catalogue import BANDWIDTH_MBPS, DEVICE_TYPES, SERVER_MIX, SERVICES
+from epara_opt.importers.catalogue import BANDWIDTH_MBPS, DEVICE_TYPES, SERVER_MIX, SERVICES, shipped_catalogue
 from epara_opt.importers.document import Document
 from epara_opt.importers.geography import Site, SiteLink, nearest_neighbour_links
 from epara_opt.problem import PlanningRules
@@ -45,12 +45,15 @@ def generate(
     servers: int,
     services: int,
     seed: int,
-    catalogue: ProfileCatalogue,
+    catalogue: ProfileCatalogue | None = None,
     overload: float = 1.6,
     name: str = "",
     centre: tuple[float, float] = (-37.81, 144.96),
 ) -> Document:
-    """A metro edge of `servers` servers around `centre` (lat, lon); equal arguments give an equal document."""
+    """A metro edge of `servers` servers around `centre` (lat, lon); equal arguments give an equal document.
+
+    catalogue: profiles of the services to choose from; None takes the shipped ones.
+    """
     _need(servers >= 1, "servers", "expected >= 1", servers)
     rng = np.random.default_rng(seed)
     sites: list[Site] = []
@@ -83,7 +86,7 @@ def furnish(
     *,
     services: int,
     seed: int,
-    catalogue: ProfileCatalogue,
+    catalogue: ProfileCatalogue | None = None,
     overload: float = 1.6,
     name: str,
 ) -> Document:
@@ -91,6 +94,7 @@ def furnish(
     _need(services >= 1, "services", "expected >= 1", services)
     _need(math.isfinite(overload) and overload > 0, "overload", "expected a finite number > 0", overload)
     _need(bool(sites), "sites", "expected at least one site", 0)
+    catalogue = shipped_catalogue() if catalogue is None else catalogue
     rng = np.random.default_rng([seed, 1])
     mix = [SERVER_MIX[i % len(SERVER_MIX)] for i in range(len(sites))]
     order = rng.permutation(len(sites))

@@ -37,7 +37,7 @@ class Imported:
 def import_graphml(
     path: Path,
     *,
-    catalogue: ProfileCatalogue,
+    catalogue: ProfileCatalogue | None = None,
     services: int = 12,
     seed: int = 1,
     overload: float = 1.6,

@@ -309,3 +309,8 @@ def test_profiles_written_beside_hold_only_what_the_services_need(catalogue: Pro
     document = generate(servers=3, services=3, seed=1, catalogue=catalogue)
     _, beside = write_document(document, tmp_path / "edge.yaml", catalogue.rows)
     assert {r.model for r in read_profiles([beside]).rows} == {s["model"]["source"] for s in document["services"]}
+
+
+def test_the_shipped_catalogue_is_the_default(tmp_path: Path) -> None:
+    path, _ = write_document(generate(servers=3, services=3, seed=1), tmp_path / "new" / "edge.yaml")
+    assert len(load_topology(path).topology.services) == 3
