@@ -1,0 +1,278 @@
+"""Runners against the direct torch call.
+
+Tolerance where rows share a pass: 1e-4 absolute on logits of order one, as kernels for other batch sizes add up in
+another order (about 1e-6 is seen). Alone, a request must match exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from epara_executors.runners.arrays import from_array, text_array, to_array
+from epara_executors.runners.batches import OnePassRunner
+from epara_executors.runners.contract import LoadError, Request, RequestError, UnsupportedShape
+from epara_executors.runners.generation import GenerationRunner
+from epara_executors.runners.loading import image_size, read_config
+from epara_executors.runners.registry import open_decoder, open_one_pass, supported_shapes
+from epara_executors.worker.engine import Engine
+from epara_executors.worker.frames import Tensor
+from epara_executors.worker.ranks import alone
+from epara_executors.worker.scheduler import Scheduler
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+)
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-4
+
+IMAGES = [
+    ("image-segmentation", "tiny-segformer", AutoModelForSemanticSegmentation, ("logits",)),
+    ("image-classification", "tiny-vit", AutoModelForImageClassification, ("logits",)),
+    ("object-detection", "tiny-yolos", AutoModelForObjectDetection, ("logits", "pred_boxes")),
+]
+
+
+def runner_of(task: str, source: str, root: Path) -> OnePassRunner:
+    return open_one_pass(task, source, root, CPU, alone())
+
+
+@pytest.mark.parametrize(("task", "source", "auto_class", "names"), IMAGES)
+def test_images_match_the_direct_call_alone_and_batched(
+    tiny_root: Path, task: str, source: str, auto_class: Any, names: tuple[str, ...]
+) -> None:
+    runner = runner_of(task, source, tiny_root)
+    model = auto_class.from_pretrained(tiny_root / source).eval()
+    side = runner.forms[0][0].shape[-1]
+    rng = np.random.default_rng(7)
+    pixels = [rng.standard_normal((rows, 3, side, side), dtype=np.float32) for rows in (1, 2, 1)]
+    alone_answer = runner.run([Request("a", {"pixel_values": pixels[1]})])[0]
+    together = runner.run([Request(str(i), {"pixel_values": p}) for i, p in enumerate(pixels)])
+    for i, name in ((i, n) for i in range(3) for n in names):
+        with torch.inference_mode():
+            direct = getattr(model(pixel_values=torch.from_numpy(pixels[i])), name).numpy()
+        np.testing.assert_allclose(together[i].outputs[name], direct, atol=TOLERANCE)
+        if i == 1:
+            np.testing.assert_array_equal(alone_answer.outputs[name], direct)
+
+
+def test_masks_are_the_argmax_that_transformers_post_processing_gives(tiny_root: Path) -> None:
+    runner = runner_of("image-segmentation", "tiny-segformer", tiny_root)
+    answer = runner.run([runner.example(2)])[0]
+    logits = torch.from_numpy(answer.outputs["logits"])
+    large = torch.nn.functional.interpolate(logits, size=(128, 128), mode="bilinear", align_corners=False)
+    assert answer.outputs["mask"].dtype == np.uint8
+    np.testing.assert_array_equal(answer.outputs["mask"], large.argmax(1).numpy())
+
+
+def test_embeddings_match_mean_pooling_and_padding_changes_nothing(tiny_root: Path) -> None:
+    runner = runner_of("feature-extraction", "tiny-bert", tiny_root)
+    model = AutoModel.from_pretrained(tiny_root / "tiny-bert").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-bert")
+    texts = ["a", "a much longer sentence than the first", "größer"]
+    answers = runner.run([Request(t, {"text": text_array([t])}) for t in texts])
+    for text, answer in zip(texts, answers, strict=True):
+        with torch.inference_mode():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        direct = torch.nn.functional.normalize(hidden.mean(1), dim=1).numpy()
+        np.testing.assert_allclose(answer.outputs["embedding"], direct, atol=TOLERANCE)
+        assert np.linalg.norm(answer.outputs["embedding"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_token_ids_embed_as_their_text_does(tiny_root: Path) -> None:
+    runner = runner_of("feature-extraction", "tiny-bert", tiny_root)
+    ids = np.array(AutoTokenizer.from_pretrained(tiny_root / "tiny-bert")(["same"])["input_ids"], dtype=np.int64)
+    by_text, by_ids = runner.run([Request("a", {"text": text_array(["same"])}), Request("b", {"input_ids": ids})])
+    np.testing.assert_allclose(by_text.outputs["embedding"], by_ids.outputs["embedding"], atol=TOLERANCE)
+
+
+def test_speech_matches_generate(tiny_root: Path) -> None:
+    runner = runner_of("automatic-speech-recognition", "tiny-whisper", tiny_root)
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tiny_root / "tiny-whisper").eval()
+    example = runner.example(2)
+    answer = runner.run([example])[0]
+    direct = model.generate(input_features=torch.from_numpy(np.array(example.inputs["input_features"])))
+    np.testing.assert_array_equal(answer.outputs["tokens"], direct.numpy())
+    assert len(answer.outputs["text"]) == 2
+
+
+def test_a_wrong_request_is_refused_alone(tiny_root: Path) -> None:
+    runner = runner_of("image-classification", "tiny-vit", tiny_root)
+    good = runner.example(1)
+    bad = [
+        ({"pixel_values": np.zeros((1, 3, 8, 8), np.float32)}, "expected shape [-1, 3, 112, 112], got [1, 3, 8, 8]"),
+        ({"pixel_values": np.zeros((1, 3, 112, 112), np.int64)}, "expected datatype FP32, got INT64"),
+        ({"pixels": np.zeros((1,), np.float32)}, "inputs: expected pixel_values, got pixels"),
+        ({}, "inputs: expected pixel_values, got none"),
+    ]
+    answers = runner.run([*(Request(m, a) for a, m in bad), good])
+    for (_, message), answer in zip(bad, answers, strict=False):
+        assert answer.code == "INVALID_ARGUMENT"
+        assert message in answer.message
+    assert answers[-1].code == ""
+    np.testing.assert_array_equal(answers[-1].outputs["logits"], runner.run([good])[0].outputs["logits"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": np.array([[5, 9999]])}, r"input_ids: expected values in \[0, 259\), got 9999"),
+        ({"input_ids": np.ones((1, 513), np.int64)}, "input_ids: expected at most 512 tokens, got 513"),
+        (
+            {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 2), np.int64)},
+            r"attention_mask: expected shape \[1, 3\], got \[1, 2\]",
+        ),
+        ({"text": text_array([b"\xff\xfe"])}, "text: expected UTF-8"),
+        ({"text": text_array(["a"]), "input_ids": np.ones((1, 3), np.int64)}, r"expected text or input_ids \+ \["),
+    ],
+)
+def test_embedding_inputs_out_of_range_are_refused(tiny_root: Path, inputs: dict[str, Any], message: str) -> None:
+    (answer,) = runner_of("feature-extraction", "tiny-bert", tiny_root).run([Request("a", inputs)])
+    assert answer.code == "INVALID_ARGUMENT"
+    with pytest.raises(RequestError, match=message):
+        raise RequestError(answer.message)
+
+
+def test_images_of_two_sizes_run_in_passes_of_their_own_where_the_model_names_none(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "any-size"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).symlink_to(tiny_root / "tiny-segformer" / name)
+    assert image_size("any-size", tmp_path, read_config("any-size", tmp_path)) == (-1, -1)
+    runner = runner_of("image-segmentation", "any-size", tmp_path)
+    sizes = [(64, 64), (96, 64), (64, 64)]
+    requests = [Request(str(i), {"pixel_values": np.ones((1, 3, *s), np.float32)}) for i, s in enumerate(sizes)]
+    answers = runner.run(requests)
+    assert [a.outputs["mask"].shape for a in answers] == [(1, *s) for s in sizes]
+
+
+def test_only_the_outputs_asked_for_are_returned(tiny_root: Path) -> None:
+    runner = runner_of("image-segmentation", "tiny-segformer", tiny_root)
+    (answer,) = runner.run([Request("a", runner.example(1).inputs, outputs=("mask",))])
+    assert set(answer.outputs) == {"mask"}
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_root: Path) -> GenerationRunner:
+    part = open_decoder("tiny-llama", tiny_root, CPU, alone(), capacity=16)
+    return GenerationRunner("r", part, "tiny-llama", tiny_root)
+
+
+PROMPTS = ["hello", "the quick brown fox jumps over", "a", "más vale tarde que nunca", "zz", "x" * 60, "42"]
+
+
+def generate(runner: GenerationRunner, batch: int, prompts: list[str], **params: Any) -> list[list[int]]:
+    runner.resize(batch)
+    engine = Engine(runner, Scheduler(batch), time.monotonic)
+    members = [
+        runner.sequence(str(i), Request(str(i), {"text": text_array([p])}, {"max_tokens": 12 + 5 * i, **params}))
+        for i, p in enumerate(prompts)
+    ]
+    for member in members:
+        engine.add(member)
+    while not engine.idle:
+        engine.step()
+    return [m.tokens for m in members]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_greedy_generation_equals_generate_token_for_token(
+    llama: GenerationRunner, tiny_root: Path, batch: int
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_root / "tiny-llama").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    for i, tokens in enumerate(generate(llama, batch, PROMPTS)):
+        given = tokenizer(PROMPTS[i], return_tensors="pt")
+        direct = model.generate(**given, max_new_tokens=12 + 5 * i, do_sample=False)[0, given["input_ids"].shape[1] :]
+        assert tokens == direct.tolist()
+
+
+def test_sampling_with_a_seed_is_the_same_in_any_company(llama: GenerationRunner) -> None:
+    params = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 11}
+    together = generate(llama, 4, PROMPTS[:4], **params)
+    assert generate(llama, 1, PROMPTS[:4], **params) == together
+    assert generate(llama, 4, PROMPTS[:4], **{**params, "seed": 12}) != together
+
+
+@pytest.mark.parametrize(
+    ("inputs", "params", "message"),
+    [
+        ({"text": text_array(["a", "b"])}, {}, "text: expected one sequence per request, got 2"),
+        ({"text": text_array(["a"])}, {"max_tokens": 0}, "params.max_tokens: expected >= 1, got 0"),
+        ({"text": text_array(["a"])}, {"max_tokens": 5000}, r"within 2048 tokens, got 2 \+ 5000"),
+        ({"input_ids": np.array([[-1]])}, {}, r"input_ids: expected values in \[0, 259\), got -1"),
+        ({"text": text_array(["a"])}, {"stop": 3}, "params.stop: expected text or a list of texts, got 3"),
+    ],
+)
+def test_generations_that_cannot_be_are_refused(
+    llama: GenerationRunner, inputs: dict[str, Any], params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        llama.sequence("k", Request("r", inputs, params))
+
+
+def test_a_source_that_is_nowhere_is_named_with_what_was_tried(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LoadError, match=r"model no/such: no folder .* with a config.json, and not to be had as a hub"):
+        runner_of("image-classification", "no/such", tmp_path)
+
+
+def test_weights_that_are_not_safetensors_are_refused(tiny_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").symlink_to(tiny_root / "tiny-vit" / "config.json")
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(LoadError, match=r"model pickled: folder .* cannot be loaded \(safetensors only\)"):
+        runner_of("image-classification", "pickled", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "shapes"),
+    [
+        ("text-generation", "tiny-llama", [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)]),
+        ("feature-extraction", "tiny-bert", [(1, 1), (2, 1), (4, 1)]),
+        ("image-classification", "tiny-vit", [(1, 1), (2, 1), (4, 1)]),
+        ("image-segmentation", "tiny-segformer", [(1, 1)]),
+        ("automatic-speech-recognition", "tiny-whisper", [(1, 1)]),
+    ],
+)
+def test_supported_shapes_are_those_that_a_plan_exists_for(
+    tiny_root: Path, task: str, source: str, shapes: list[tuple[int, int]]
+) -> None:
+    assert supported_shapes(task, read_config(source, tiny_root), max_devices=4) == shapes
+
+
+def test_a_task_that_no_runner_serves_is_refused_with_those_that_are(tiny_root: Path) -> None:
+    with pytest.raises(UnsupportedShape, match=r"expected a task of text-generation, .*, got juggling"):
+        runner_of("juggling", "tiny-vit", tiny_root)
+
+
+def test_tensors_that_do_not_add_up_are_refused() -> None:
+    for tensor, message in (
+        (Tensor("x", "FP32", (2,), b"1234"), "x: expected 8 bytes"),
+        (Tensor("x", "FP99", (1,), b"1234"), "x: expected a datatype"),
+        (Tensor("x", "BYTES", (2,), b"\x01\0\0\0a"), "x: expected 2 BYTES elements, got 1"),
+        (Tensor("x", "BYTES", (1,), b"\x09\0\0\0a"), "element 0 runs past the end"),
+        (Tensor("x", "FP32", (-1,), b""), "without negative numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            to_array(tensor)
+
+
+def test_tensors_survive_the_round_trip() -> None:
+    for array in (text_array(["é", b"\xff", ""]), np.arange(6, dtype=np.float32).reshape(2, 3), np.array([True])):
+        back = to_array(from_array("x", array))
+        expected = [x.encode() if isinstance(x, str) else x for x in array] if array.dtype == object else array.tolist()
+        assert back.tolist() == list(expected)
