@@ -1,0 +1,55 @@
+"""The command line: the composition root. Every command imports what it needs when it runs.
+
+Exit codes: 0 done; 1 a foreseen failure of another kind; 2 bad input or usage; 3 no plan or no solver; 4 the
+checker refused the plan; 5 executors could not do it; 6 the planner's store cannot be used; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from epara_opt.cli import cycle, demo, fleet, models, planning, topology
+from epara_opt.cli.output import err
+from epara_opt.errors import EparaError, InputError, PlanRejected
+
+app = typer.Typer(
+    name="epara",
+    help="Decide where AI models run in an edge cloud, in which parallel mode, and run them there.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 no plan, 4 plan refused, 5 executors, 6 store.",
+)
+app.add_typer(topology.app, name="topology")
+app.add_typer(models.app, name="models")
+for module in (demo, planning, fleet, cycle, models):
+    module.register(app)
+
+
+def main() -> None:
+    """Run the command line; turn foreseen errors into one clear message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except EparaError as e:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": _as_json(e)}))
+        err.print(f"[bold red]{type(e).__name__}[/]", highlight=False)
+        err.print(str(e), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+
+
+def _as_json(e: EparaError) -> dict[str, object]:
+    body: dict[str, object] = {"type": type(e).__name__, "message": str(e), "exit_code": e.exit_code}
+    if isinstance(e, InputError):
+        body["violations"] = [
+            {"file": v.file, "line": v.line, "path": v.path, "law": v.law, "value": v.value} for v in e.violations
+        ]
+    if isinstance(e, PlanRejected):
+        body["violations"] = list(e.violations)
+    return body

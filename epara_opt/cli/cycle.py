@@ -1,0 +1,106 @@
+"""run: the control cycle as a process, and reading back what it stored."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, seconds
+
+if TYPE_CHECKING:
+    from epara_opt.control.events import CycleEvent
+    from epara_opt.report.history import HistoryPoint
+
+STORE_FILE = "planner.sqlite"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the root."""
+    app.command("run")(run)
+    app.command("history")(history)
+
+
+def run(
+    topology: TopologyArgument,
+    every: Annotated[str, typer.Option(help="Time between cycles: 30s, 2m.")] = "30s",
+    solver: Annotated[str, typer.Option(help="A name from `epara solvers`.")] = "auto",
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds the solver may take per cycle.")] = 10.0,
+    store: Annotated[Path, typer.Option(help="Directory of the planner's store.")] = Path("runs/planner"),
+    cycles: Annotated[int | None, typer.Option(min=1, help="Stop after so many; never if omitted.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Plan TOPOLOGY again and again: observe, forecast, solve, verify, apply what is worth it, record.
+
+    Survives its own restart. Executors keep serving the last plan while no planner runs.
+    """
+    from epara_executors.client import GrpcFleet
+    from epara_solvers.registry import make_planner
+
+    from epara_opt.control.clock import SystemClock
+    from epara_opt.control.cycle import ControlCycle, CycleSettings
+    from epara_opt.control.events import EventKind
+    from epara_opt.control.store import Store
+    from epara_opt.topology import load_topology
+
+    loaded = load_topology(topology)
+    every_s = seconds(every)
+    settings = CycleSettings(every_s=every_s, time_limit_s=time_limit, rules=replace(loaded.rules, cycle_s=every_s))
+    planner = make_planner(solver)
+    clock = SystemClock()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: clock.stop())
+
+    def show(event: CycleEvent) -> None:
+        if as_json:
+            print(json.dumps(event.to_dict(), default=str), flush=True)
+        elif event.kind not in (EventKind.OBSERVED, EventKind.PROGRESS):
+            err.print(f"{event.kind.value:>12}  {event.message}", highlight=False, markup=False)
+
+    store.mkdir(parents=True, exist_ok=True)
+    with GrpcFleet() as fleet, Store(store / STORE_FILE) as kept:
+        cycle = ControlCycle(
+            loaded.topology, loaded.catalogue, planner, fleet, kept, clock, settings=settings, on_event=show
+        )
+        cycle.run(max_cycles=cycles)
+
+
+def history_points(store: Path) -> tuple[HistoryPoint, ...]:
+    """Cycles and events of a planner's store, oldest first."""
+    from epara_opt.control.events import EventKind
+    from epara_opt.control.store import Store
+    from epara_opt.report.history import HistoryPoint
+
+    with Store(store / STORE_FILE, writer=False) as kept:
+        cycles, events = kept.history(limit=1000), kept.events(limit=1000)
+    points = [
+        HistoryPoint(
+            at=c.started_at,
+            goodput=c.goodput_seen,
+            offered=c.offered_seen,
+            dual_bound=c.dual_bound,
+            generation=c.generation,
+        )
+        for c in cycles
+    ]
+    marks = (EventKind.SERVER_DOWN, EventKind.SERVER_UP, EventKind.APPLIED, EventKind.REROUTED)
+    points += [HistoryPoint(at=at, event=str(e.get("message", kind))) for at, kind, e in events if kind in marks]
+    return tuple(sorted(points, key=lambda p: p.at))
+
+
+def history(
+    store: Annotated[Path, typer.Option(help="Directory of the planner's store.")] = Path("runs/planner"),
+    limit: Annotated[int, typer.Option(min=1, help="How many cycles, newest last.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """What the planner did and saw, cycle by cycle."""
+    from epara_opt.control.store import Store
+    from epara_opt.report.terminal_live import history_table
+
+    with Store(store / STORE_FILE, writer=False) as kept:
+        records = kept.history(limit=limit)
+    emit([asdict(r) for r in records], history_table(history_points(store)[-3 * limit :]), as_json=as_json)

@@ -1,0 +1,129 @@
+"""models make, profile: what needs torch on this machine."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err
+from epara_opt.errors import InputError, Violation
+
+app = typer.Typer(help="Small models of real architectures, made on the spot.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands that stand at the root."""
+    root.command("profile")(profile)
+
+
+@app.command()
+def make(
+    out: Annotated[Path, typer.Argument(help="Folder to write into, one folder per model.")] = Path("models"),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+) -> None:
+    """Write small models with random weights: llama, segformer, vit, yolos, bert, whisper. For demos and tests."""
+    from epara_executors.tiny_models import make_all
+
+    for kind, folder in make_all(out, seed=seed).items():
+        err.print(f"{kind} in {folder}", highlight=False)
+
+
+def shapes_of(text: str) -> tuple[tuple[int, int], ...]:
+    """'1x1,2x1' to ((1, 1), (2, 1)): tensor-parallel degree x pipeline stages."""
+    try:
+        pairs = tuple((int(tp), int(pp)) for tp, pp in (item.split("x") for item in text.split(",")))
+    except ValueError:
+        pairs = ()
+    if not pairs or any(tp < 1 or pp < 1 for tp, pp in pairs):
+        raise InputError(Violation(path="shapes", law="expected TPxPP, comma-separated, such as 1x1,2x1", value=text))
+    return pairs
+
+
+def profile(
+    topology: TopologyArgument,
+    out: Annotated[Path | None, typer.Option(help="CSV to write; the topology's own profile file if omitted.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device type to measure as; the only one of a kind here.")] = None,
+    service: Annotated[list[str] | None, typer.Option(help="Only this service; may be repeated.")] = None,
+    shapes: Annotated[str, typer.Option(help="TPxPP, comma-separated.")] = "1x1",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8",
+    budget: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring per model and shape.")] = 4.0,
+    model_root: Annotated[Path, typer.Option(help="Local model sources are relative to it.")] = Path(),
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure the models of TOPOLOGY on this machine's devices: latency, memory and load time over batch sizes."""
+    from epara_executors.profiler import profile_model
+    from epara_executors.worker.launch import Launcher
+    from rich.table import Table
+
+    from epara_opt.domain.service import Task
+    from epara_opt.topology import load_topology, write_profiles
+    from epara_opt.units import bytes_to_gib
+
+    loaded = load_topology(topology, with_profiles=False)
+    edge = loaded.topology
+    unknown = sorted(set(service or ()) - set(edge.services))
+    if unknown:
+        raise InputError(Violation(path="service", law=f"expected one of {', '.join(edge.services)}", value=unknown[0]))
+    if device is None and len(edge.device_types) != 1:
+        law = f"expected --device, one of {', '.join(edge.device_types)}"
+        raise InputError(Violation(path="device", law=law, value="nothing"))
+    device_type = edge.device_types.get(device or next(iter(edge.device_types)))
+    if device_type is None:
+        law = f"expected one of {', '.join(edge.device_types)}"
+        raise InputError(Violation(path="device", law=law, value=str(device)))
+    if out is None and not loaded.profile_files:
+        raise InputError(Violation(path="out", law="expected --out, the topology names no profile file"))
+    target = out or loaded.profile_files[-1]
+    sizes = numbers_of(batches)
+    wanted = [s for s in edge.services.values() if not service or s.name in service]
+    models = {s.model.profile_name: s for s in wanted}
+    rows = []
+    launcher = Launcher(model_root)
+    launcher.start()
+    try:
+        with err.status("profiling") as bar:
+            for name, s in models.items():
+                longest = max((w.request.prompt_tokens for w in wanted if w.model.profile_name == name), default=0)
+                prompts = sorted({16, 64, longest} - {0}) if s.model.task is Task.TEXT_GENERATION else (16,)
+                rows += profile_model(
+                    s.model.source,
+                    s.model.task.value,
+                    device_type.name,
+                    model=name,
+                    model_root=model_root,
+                    shapes=shapes_of(shapes),
+                    batches=sizes,
+                    prompt_tokens=prompts,
+                    output_tokens=max(s.request.output_tokens, 8),
+                    budget_s=budget,
+                    device_kind=device_type.kind.value,
+                    command=("epara", *sys.argv[1:]),
+                    launcher=launcher,
+                    progress=lambda text: bar.update(text),
+                )
+    finally:
+        launcher.close()
+    write_profiles(rows, target, comment=f"Measured by `epara profile {topology.name}` on the machine named in source.")
+    table = Table("model", "tp x pp", "batch", "latency ms", "memory GiB", "load s", title=f"on {device_type.name}")
+    for r in rows:
+        ms = r.latency_ms if r.latency_ms is not None else r.decode_step_ms
+        shown = f"{ms:.2f}" if ms is not None else f"prefill {r.prefill_ms:.2f} ({r.prompt_tokens} tokens)"
+        memory = f"{bytes_to_gib(r.memory_bytes):.2f}"
+        table.add_row(r.model, f"{r.tp} x {r.pp}", str(r.batch * r.frames), shown, memory, f"{r.load_s:.1f}")
+    emit([asdict(r) for r in rows], table, as_json=as_json)
+    err.print(f"{len(rows)} rows written to {target}", highlight=False)
+
+
+def numbers_of(text: str) -> tuple[int, ...]:
+    """'1,2,4' to (1, 2, 4)."""
+    try:
+        values = tuple(int(v) for v in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise InputError(Violation(path="batches", law="expected whole numbers >= 1, comma-separated", value=text))
+    return values

@@ -1,0 +1,172 @@
+"""plan, diff, report, schema, solvers: everything that needs no executor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, read_text, working, write_text
+
+if TYPE_CHECKING:
+    from epara_opt.domain.profile import ProfileCatalogue
+    from epara_opt.domain.topology import Topology
+    from epara_opt.plan import Plan
+    from epara_opt.problem import PlacementProblem
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the root."""
+    app.command("plan")(plan)
+    app.command("diff")(diff)
+    app.command("report")(report)
+    app.command("solvers")(solvers)
+    app.command("schema")(schema)
+
+
+def read_plan(path: Path) -> Plan:
+    from epara_opt.plan import Plan
+
+    return Plan.from_json(read_text(path, "plan"), file=str(path))
+
+
+def make_plan(
+    problem: PlacementProblem,
+    *,
+    solver: str,
+    time_limit_s: float,
+    generation: int,
+    in_force: Plan | None,
+    catalogue: ProfileCatalogue,
+) -> Plan:
+    """Solve, check with the solver-free checker, add the staged actions and the edge's snapshot."""
+    from epara_solvers.registry import make_planner
+
+    from epara_opt.control.diff import actions
+    from epara_opt.domain.snapshot import topology_to_dict
+    from epara_opt.verify import verify
+
+    topology: Topology = problem.topology
+    made = make_planner(solver).plan(problem, generation=generation, time_limit_s=time_limit_s, in_force=in_force)
+    made = made.with_actions(actions(in_force, made, topology, catalogue))
+    verify(made, topology, catalogue, problem=problem)
+    return replace(made, edge=topology_to_dict(topology), topology_digest=topology.digest)
+
+
+def plan(
+    topology: TopologyArgument,
+    solver: Annotated[str, typer.Option(help="A name from `epara solvers`.")] = "auto",
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds the solver may take.")] = 30.0,
+    out: Annotated[Path | None, typer.Option(help="Where plan.json goes.")] = None,
+    previous: Annotated[Path | None, typer.Option(help="The plan in force: moves are priced against it.")] = None,
+    max_tenants: Annotated[int | None, typer.Option(min=1, help="Services that may share one device group.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Place the services of TOPOLOGY: a checked plan with a proven bound, and reasons for what is not served."""
+    from epara_opt.problem import build_problem
+    from epara_opt.report.terminal import plan_view
+    from epara_opt.topology import load_topology
+
+    loaded = load_topology(topology)
+    rules = loaded.rules if max_tenants is None else replace(loaded.rules, max_tenants=max_tenants)
+    in_force = read_plan(previous) if previous else None
+    if in_force is not None:
+        check_same_edge(in_force, loaded.topology, str(previous))
+    with working(f"planning {loaded.topology.name} with {solver}", quiet=as_json):
+        problem = build_problem(loaded.topology, loaded.catalogue, rules=rules, in_force=in_force)
+        made = make_plan(
+            problem,
+            solver=solver,
+            time_limit_s=time_limit,
+            generation=in_force.generation + 1 if in_force else 1,
+            in_force=in_force,
+            catalogue=loaded.catalogue,
+        )
+    if out is not None:
+        write_text(out, made.to_json())
+        err.print(f"plan written to {out}", highlight=False)
+    emit(json.loads(made.to_json()), plan_view(made, loaded.topology), as_json=as_json)
+
+
+def check_same_edge(made: Plan, topology: Topology, file: str) -> None:
+    """A plan names its edge; another edge's plan is refused before anything else happens."""
+    from epara_opt.errors import InputError, Violation
+
+    if made.topology != topology.name:
+        law = f"expected a plan made for topology {topology.name!r}"
+        raise InputError(Violation(path="topology", law=law, value=made.topology, file=file))
+
+
+def diff(
+    old: Annotated[Path, typer.Argument(help="plan.json in force.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="plan.json to come.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """What would change between two plans: groups kept, added, retired; work moved; seconds of loading."""
+    from epara_opt.control.diff import compare
+    from epara_opt.report.terminal import diff_table
+
+    found = compare(read_plan(old), read_plan(new))
+    emit(asdict(found), diff_table(found), as_json=as_json)
+
+
+def report(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json", show_default=False)],
+    html: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    topology: Annotated[Path | None, typer.Option(help="Draw this topology instead of the plan's own.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="State directory of `epara run`: adds the cycles' history.")
+    ] = None,
+) -> None:
+    """One self-contained HTML page: the edge, what runs where, goodput against demand and bound, what is unserved."""
+    from epara_opt.domain.snapshot import topology_from_dict
+    from epara_opt.errors import InputError, Violation
+    from epara_opt.report.html import render
+    from epara_opt.topology import load_topology
+
+    made = read_plan(plan_file)
+    if topology is not None:
+        edge = load_topology(topology).topology
+    elif made.edge is not None:
+        edge = topology_from_dict(made.edge)
+    else:
+        law = "expected a plan that carries its edge; give --topology"
+        raise InputError(Violation(path="edge", law=law, file=str(plan_file)))
+    history = ()
+    if store is not None:
+        from epara_opt.cli.cycle import history_points
+
+        history = history_points(store)
+    write_text(html, render(made, edge, history=history))
+    err.print(f"report written to {html}", highlight=False)
+
+
+def solvers(as_json: JsonFlag = False) -> None:
+    """The solvers on this machine, their versions, and what each is good for."""
+    from epara_solvers.registry import available
+
+    from epara_opt.report.terminal_live import solvers_table
+
+    found = available()
+    emit([asdict(s) for s in found], solvers_table(found), as_json=as_json)
+
+
+def schema(
+    what: Annotated[str, typer.Argument(help="topology or plan", show_default=False)],
+) -> None:
+    """JSON Schema of topology YAML or plan.json, for editors and other programs."""
+    from epara_opt.errors import InputError, Violation
+
+    if what == "topology":
+        from epara_opt.topology import topology_schema
+
+        print(json.dumps(topology_schema(), indent=1))
+    elif what == "plan":
+        from epara_opt.plan_schema import plan_schema
+
+        print(json.dumps(plan_schema(), indent=1))
+    else:
+        raise InputError(Violation(path="schema", law="expected topology or plan", value=what))
