@@ -75,6 +75,8 @@ def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tupl
         nearest = _nearest_network(problem, demand)
         if nearest is None:
             return "no_devices", f"no server with devices can be reached from {demand.origin}"
+        if nearest[0] <= service.deadline_ms:  # it would have an edge if it stood
+            return "no_devices", f"the servers with devices near {demand.origin}, {nearest[1]} first, do not answer"
         return (
             "no_route_in_time",
             f"every route breaks the SLO: nearest {nearest[1]} {nearest[0]:.0f} ms network > "
