@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from epara_opt.control.apply import Applied, PartlyApplied, Progress, apply
+from epara_opt.control.apply import COMMIT_DEADLINE_S, Applied, PartlyApplied, Progress, apply
+from epara_opt.control.deploy import commit_spec
 from epara_opt.control.diff import actions, compare
 from epara_opt.control.events import CycleEvent, EventKind
 from epara_opt.control.forecast import Forecaster, ForecastSettings
-from epara_opt.control.ports import Clock, ExecutorState, Fence, Fleet, FleetState, Planner
+from epara_opt.control.ports import Clock, CommitSpec, ExecutorState, Fence, Fleet, FleetState, Planner
 from epara_opt.control.regroup import regrouped
 from epara_opt.control.reroute import SOLVER, rerouted
 from epara_opt.control.routing import standing
@@ -366,14 +367,32 @@ class ControlCycle:
         return applied
 
     def _clear_strays(self) -> None:
-        """Unload groups that no plan knows: a change that died half-way left them."""
-        if not self._strays:
-            return
+        """Unload groups that no plan describes: a change that died half-way left them.
+
+        One that is still committed is cut off first: the server is told again what is in force. A failure here is
+        no reason not to plan; the next look at the fleet finds what is left.
+        """
         generation = max(self._highest_generation, self._in_force.generation if self._in_force else 0)
         fence = Fence(epoch=self._epoch, generation=generation)
+        plan = self._standing()
         for server, groups in sorted(self._strays.items()):
-            if server not in self._down:
+            if server in self._down:
+                continue
+            try:
+                if plan is not None:
+                    spec = commit_spec(
+                        server, topology=self._topology, catalogue=self._catalogue, live=plan.replicas, plan=plan
+                    )
+                else:
+                    spec = CommitSpec(server=server, groups=(), routes=(), peers=())
+                self._fleet.commit(self._addresses[server], spec, fence, deadline_s=COMMIT_DEADLINE_S)
                 self._fleet.retire(self._addresses[server], groups, fence, deadline_s=self._settings.apply_deadline_s)
+            except StaleFence:
+                raise
+            except FleetError as e:
+                self._tell(EventKind.FAILED, f"{server}: groups of an unknown plan stay loaded: {e}", server=server)
+        if self._strays:
+            self._plan_of.clear()  # look again before trusting what they serve
         self._strays = {}
 
     def _standing(self) -> Plan | None:

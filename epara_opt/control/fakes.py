@@ -78,6 +78,7 @@ class FakeExecutor:
     committed: CommitSpec | None = None  # on disk too
     generation: int = 0
     forgotten: set[str] = field(default_factory=set[str])  # was live, lost with the disk: no planner's fault
+    restored: bool = False  # serves what its disk says; its routes may be old until it is told anew
     counters: dict[str, _Counters] = field(default_factory=dict[str, "_Counters"])
 
     def live(self) -> set[str]:
@@ -117,6 +118,7 @@ class FakeFleet:
         e = self.executors[server]
         e.up = True
         e.boots += 1
+        e.restored = True
         e.counters = {}
         if blank:
             e.forgotten |= e.live()
@@ -169,7 +171,7 @@ class FakeFleet:
             e.loaded[g.group] = {t.service: t for t in g.tenants}
             e.specs[g.group] = g
         e.committed = spec
-        e.forgotten = set()
+        e.forgotten, e.restored = set(), False
         e.generation = fence.generation
         self._check_routes()
 
@@ -260,7 +262,7 @@ class FakeFleet:
     def _check_routes(self) -> None:
         """Every route of every executor that stands leads to a live replica, or to a server that does not stand."""
         for e in self.executors.values():
-            if not e.up or e.committed is None:
+            if not e.up or e.committed is None or e.restored:
                 continue
             for x in e.committed.routes:
                 target = self.executors[x.server]
