@@ -17,9 +17,7 @@ from epara_executors.tensors import ITEM_BYTES, NUMPY_OF, join_bytes, num_elemen
 from epara_executors.worker.frames import Tensor
 
 GENERAL_PARAMETERS = frozenset({"timeout", "priority", "stream", "frame"})
-GENERATION_PARAMETERS = frozenset(
-    {"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "min_tokens", "ignore_eos"}
-)
+GENERATION_PARAMETERS = frozenset({"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop"})
 _CONTENTS_OF = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -61,23 +59,26 @@ def integer(params: Mapping[str, Scalar], key: str, *, default: int, model: str)
 
 
 def inputs_of(request: oip.ModelInferRequest, declared: Sequence[TensorDecl]) -> list[Tensor]:
-    """The request's inputs in declared order, each checked against its declaration."""
+    """The request's inputs in declared order, each checked against its declaration.
+
+    A model may take its input in several forms (text, or token ids); which together make one, its runner knows.
+    """
     model = request.model_name
     given = {t.name: i for i, t in enumerate(request.inputs)}
     if len(given) != len(request.inputs):
         raise BadRequest(f"{model}: inputs: expected distinct names")
     known = {name for name, _, _ in declared}
     extra = sorted(given.keys() - known)
-    missing = sorted(known - given.keys())
-    if extra or missing:
+    if extra or not given:
         expected = ", ".join(f"{n} {d} {list(s)}" for n, d, s in declared)
-        what = f"got no {', '.join(missing)}" if missing else f"got {', '.join(extra)}"
-        raise BadRequest(f"{model}: inputs: expected {expected}; {what}")
+        raise BadRequest(f"{model}: inputs: expected of {expected}; got {', '.join(extra) or 'none'}")
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise BadRequest(f"{model}: raw_input_contents: expected {len(request.inputs)} (one per input), got {len(raw)}")
     tensors: list[Tensor] = []
     for name, datatype, shape in declared:
+        if name not in given:
+            continue
         at = given[name]
         tensor = request.inputs[at]
         if tensor.datatype != datatype:
@@ -126,7 +127,8 @@ def _typed(model: str, tensor: oip.ModelInferRequest.InferInputTensor) -> bytes:
 
 def rows_of(model: str, tensors: Sequence[Tensor], declared: Sequence[TensorDecl], *, max_rows: int) -> int:
     """Rows that a request adds to a batch: the leading dimension where that is variable, else 1."""
-    leading = {t.name: t.shape[0] for t, (_, _, s) in zip(tensors, declared, strict=True) if s and s[0] == -1}
+    batched = {name for name, _, shape in declared if shape and shape[0] == -1}
+    leading = {t.name: t.shape[0] for t in tensors if t.name in batched}
     if len(set(leading.values())) > 1:
         raise BadRequest(f"{model}: expected one leading dimension for all inputs, got {leading}")
     rows = next(iter(leading.values()), 1)
@@ -135,19 +137,27 @@ def rows_of(model: str, tensors: Sequence[Tensor], declared: Sequence[TensorDecl
     return rows
 
 
+def outputs_of(request: oip.ModelInferRequest, declared: Sequence[TensorDecl]) -> tuple[str, ...]:
+    """Names of the outputs that the request wants; empty: all."""
+    known = [name for name, _, _ in declared]
+    for wanted in request.outputs:
+        if wanted.name not in known:
+            law = f"{request.model_name}: outputs: expected among {', '.join(known)}, got {wanted.name}"
+            raise BadRequest(law)
+        if wanted.parameters:
+            raise BadRequest(f"{request.model_name}: output {wanted.name}: parameters are not offered")
+    return tuple(o.name for o in request.outputs)
+
+
 def response_of(
     request: oip.ModelInferRequest, tensors: Sequence[Tensor], params: Mapping[str, Scalar] | None = None
 ) -> oip.ModelInferResponse:
     """Output tensors as raw contents: all, or those the request names."""
     by_name = {t.name: t for t in tensors}
-    wanted = [o.name for o in request.outputs] or list(by_name)
+    wanted = [o.name for o in request.outputs if o.name in by_name] or list(by_name)
     response = oip.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
     for name in wanted:
-        tensor = by_name.get(name)
-        if tensor is None:
-            raise BadRequest(
-                f"{request.model_name}: outputs: expected among {', '.join(by_name) or 'none'}, got {name}"
-            )
+        tensor = by_name[name]
         response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
         response.raw_output_contents.append(tensor.data)
     for key, value in (params or {}).items():

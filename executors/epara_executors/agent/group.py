@@ -309,7 +309,7 @@ class DeviceGroup:
             job.started = True
         if replica.generates:
             replica.generating += 1
-        requests = [{"id": j.id, "rows": j.rows, "params": dict(j.params)} for j in jobs]
+        requests = [{"id": j.id, "rows": j.rows, "params": dict(j.params), "outputs": list(j.outputs)} for j in jobs]
         fields = {
             "id": infer_id,
             "replica": replica.spec.replica,

@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 import grpc
 
 from epara_executors.agent.counters import ServiceCounters
-from epara_executors.agent.decode import inputs_of, integer, parameters_of, response_of, rows_of
+from epara_executors.agent.decode import (
+    GENERATION_PARAMETERS,
+    inputs_of,
+    integer,
+    outputs_of,
+    parameters_of,
+    response_of,
+    rows_of,
+)
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.group import DeviceGroup, WorkerLost
 from epara_executors.agent.peers import Peer, PeerLost, Peers
@@ -166,7 +174,8 @@ class RequestHandler:
         stream = params.get("stream", "")
         now = asyncio.get_running_loop().time()
         timeout_us = integer(params, "timeout", default=0, model=model)
-        tokens = integer(params, "max_tokens", default=DEFAULT_MAX_TOKENS, model=model)
+        usual_tokens = spec.output_tokens if spec is not None and spec.output_tokens else DEFAULT_MAX_TOKENS
+        tokens = integer(params, "max_tokens", default=usual_tokens, model=model)
         pace_ms = tpot_ms * tokens
         objective_ms = deadline_ms or DEFAULT_DEADLINE_MS
         if passport.remaining_ms is not None:
@@ -337,7 +346,8 @@ class RequestHandler:
             service=ticket.routing.service,
             rows=ticket.rows,
             tensors=tensors,
-            params=ticket.params,
+            params={k: v for k, v in ticket.params.items() if k in GENERATION_PARAMETERS and target.replica.generates},
+            outputs=outputs_of(ticket.request, loaded.outputs),
             queued_at=asyncio.get_running_loop().time(),
             due_at=ticket.due_at,
             hard_at=ticket.hard_at,

@@ -112,6 +112,7 @@ class Job:
     queued_at: float
     due_at: float
     hard_at: float
+    outputs: tuple[str, ...] = ()  # names wanted; empty: all
     stream: str = ""
     priority: int = 0
     on_token: Callable[[Token], None] | None = None

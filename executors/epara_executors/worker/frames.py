@@ -8,8 +8,8 @@ length). No pickle: a worker reads only what is here. The agent listens, rank 0 
 Agent to worker
   load    {group, device_kind, devices, tp, pp, tenants: [{replica, service, source, task, batch, frames,
            prompt_tokens, output_tokens, ... every field of TenantSpec}]}
-  infer   {id, replica, requests: [{id, rows, params}], counts: [number of tensors of each request]} + tensors:
-          for each request in order its input tensors. One batch; the worker runs batches of a group one at a
+  infer   {id, replica, requests: [{id, rows, params, outputs}], counts: [number of tensors of each request]} + tensors:
+          `outputs` names those wanted (empty: all); for each request in order its input tensors. One batch; the worker runs batches of a group one at a
           time in arrival order. Generation (task text-generation): one request per infer, sent at once, params
           {max_tokens, stream, temperature, top_k, top_p, seed, stop}; the worker batches continuously over
           `batch` slots.
