@@ -8,7 +8,17 @@ import pytest
 
 from epara_opt.domain.parallel import ParallelConfig
 from epara_opt.errors import InputError
-from epara_opt.problem import MIN_EARNING, PlanningRules, Resident, fills_batch, reduced
+from epara_opt.placement import Flow, PlacedGroup, Placement, assemble
+from epara_opt.plan import Plan, Stop
+from epara_opt.problem import (
+    MIN_EARNING,
+    PlacementProblem,
+    PlanningRules,
+    Resident,
+    build_problem,
+    fills_batch,
+    reduced,
+)
 from epara_opt.units import GIB
 
 
@@ -157,6 +167,44 @@ def test_the_digest_follows_inputs_and_not_the_plan_in_force(make) -> None:
     assert replace(problem, residents=(resident(),)).digest == problem.digest
     assert make.edge(demand=[make.offer("classify", "a", 151.0)]).problem().digest != problem.digest
     assert make.edge(rules=PlanningRules(cycle_s=31.0)).problem().digest != problem.digest
+
+
+def test_an_edge_made_in_code_has_a_digest_of_its_content(make) -> None:
+    edges = [make.edge(rtt_ms=ms) for ms in (10.0, 11.0)]
+    digests = {
+        build_problem(replace(e.topology, digest=""), e.catalogue, rules=e.rules).digest for e in (*edges, edges[0])
+    }
+    assert len(digests) == 2
+
+
+def plan_in_force(problem: PlacementProblem) -> Plan:
+    """classify on both l4 of a and on the one of b."""
+    content = problem.contents["l4"][0]
+    edges = {e.server: e for e in problem.edges}
+    placement = Placement(
+        groups=tuple(PlacedGroup(server=s, content=content) for s in ("a", "a", "b")),
+        flows=tuple(Flow(edge=edges[s], group=i, rate=50.0) for i, s in enumerate(("a", "a", "b"))),
+    )
+    return assemble(
+        problem,
+        placement,
+        generation=1,
+        solver="hand",
+        stop=Stop.HEURISTIC,
+        dual_bound=None,
+        wall_s=0.0,
+        unserved=(),
+    )
+
+
+def test_groups_in_force_are_residents_where_their_servers_and_devices_still_stand(make) -> None:
+    plan = plan_in_force(make.edge().problem())
+    standing = make.edge().problem(in_force=plan).residents
+    assert [(r.group, r.devices) for r in standing] == [("a/l4/0/1", (0,)), ("a/l4/1/1", (1,)), ("b/l4/0/1", (0,))]
+    down = make.edge().problem(in_force=plan, down=frozenset({"a"})).residents
+    assert [r.group for r in down] == ["b/l4/0/1"]
+    shrunk = make.edge(l4_at_a=1).problem(in_force=plan).residents
+    assert [r.group for r in shrunk] == ["a/l4/0/1", "b/l4/0/1"]
 
 
 @pytest.mark.parametrize(
