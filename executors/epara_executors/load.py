@@ -26,7 +26,7 @@ from epara_executors.infer_client import AsyncInferClient, InferError, ModelSpec
 from epara_executors.load_inputs import random_inputs
 from epara_opt.errors import EparaError, ExecutorUnreachable, InputError, Violation
 
-OUTCOMES = ("on_time", "late", "shed", "failed", "timeout")
+OUTCOMES: tuple[str, ...] = ("on_time", "late", "shed", "failed", "timeout")
 VARIANTS = 4  # different inputs per spec, made once
 DESCRIBE_TIMEOUT_S = 5.0
 HOME_AGAIN_S = 2.0  # how often clients that failed over try their own server again
@@ -434,7 +434,7 @@ class LoadGenerator:
 
     def _tell(self, began: float) -> None:
         if self._on_progress is not None:
-            counts = dict.fromkeys(OUTCOMES, 0)
+            counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
             for r in self._records:
                 counts[r.outcome] += 1
             self._on_progress(
@@ -463,6 +463,10 @@ class LoadRun:
     @property
     def running(self) -> bool:
         return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        """Let up to timeout_s pass while it runs."""
+        self._thread.join(max(0.0, timeout_s))
 
     def stop(self) -> None:
         """Send nothing more. Returns at once; `result` waits for what is in flight."""
