@@ -8,7 +8,10 @@ Per service and origin, arrivals are counted in windows of `window_s`. The forec
   luckiest window.
 
 A mean alone under-provisions as soon as load rises, and an upper quantile alone forgets nothing for its whole
-memory; the greater of both rises at once and falls within `num_windows x window_s`. Trend extrapolation (Holt) was
+memory; the greater of both rises at once and falls within `num_windows x window_s`. Measured on the Azure LLM 2023
+conversation slice in `topologies/traces/` (4.8 requests/s; forecast for the next 30 s against 5 s windows, before
+`max_utilization` adds its headroom): level alone misses 11.1 % of the work and plans 5.4 % too much, the greater of
+both 7.8 % and 11.8 %, the bare quantile 3.0 % and 25.3 %. Trend extrapolation (Holt) was
 left out: on arrivals as bursty as LLM traffic it amplifies noise.
 
 The declared demand is the prior: its weight halves every `prior_half_life_s` of observation. Streams are a gauge,
