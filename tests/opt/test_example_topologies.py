@@ -92,6 +92,7 @@ def test_the_metro_offers_every_operator(metro: PlacementProblem) -> None:
     assert any(c.tp > 1 for c in contents)  # MP, tensor
     assert any(c.pp > 1 for c in contents)  # MP, pipeline
     assert any(t.config.batch > 1 for c in contents for t in c.tenants)  # BS
+    assert any(t.config.frames > 1 for c in contents for t in c.tenants)  # MF
     slow = [t for c in contents for t in c.tenants if metro.service(t.service).is_stream and t.work_per_s < 1]
     assert slow  # DP: a stream needs several replicas
 
