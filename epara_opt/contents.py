@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -187,8 +188,12 @@ def _undominated(
     for combo in itertools.product(*choices):
         if sum(p.memory_bytes for p in combo) > memory:
             continue
-        content = in_company(combo, device_type=device_type, shape=shape, rules=rules)
-        reach = [sum(1 for s in slacks[t.service] if s >= t.response_ms) for t in content.tenants]
+        total_quantum_ms = sum(p.quantum_ms for p in combo)
+        reach = [
+            len(slacks[p.service])
+            - bisect_left(slacks[p.service], p.response_in_company_ms(total_quantum_ms - p.quantum_ms))
+            for p in combo
+        ]
         if 0 in reach or not keeps_pace(topology, combo):
             continue
         hunger = [-p.config.batch if topology.services[p.service].is_stream else 0 for p in combo]  # see fills_batch
@@ -196,7 +201,7 @@ def _undominated(
         if any(all(a >= b for a, b in zip(other, mark, strict=True)) for other, _ in front):
             continue
         front = [(o, c) for o, c in front if not all(a >= b for a, b in zip(mark, o, strict=True))]
-        front.append((mark, content))
+        front.append((mark, in_company(combo, device_type=device_type, shape=shape, rules=rules)))
     return [content for _, content in front]
 
 

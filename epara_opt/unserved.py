@@ -161,13 +161,17 @@ class _Scarcity:
         pools = sorted({(o.device_type, o.edge.server) for o in short})
         types = " and ".join(sorted({t for t, _ in pools}))
         servers = ", ".join(sorted({s for _, s in pools}))
-        text = f"outbid: all {types} in reach ({servers}) are worth more elsewhere"
+        left = any(o.num_there > self._used.get((o.edge.server, o.device_type), 0) for o in short)
+        what = (
+            f"too few {types} in reach ({servers}) are left" if left else f"all {types} in reach ({servers}) are in use"
+        )
+        if not self._prices:
+            return f"outbid: {what}"
+        text = f"outbid: {what} for what is worth more"
         best = max(pools, key=lambda p: (self._price(f"devices[{p[1]},{p[0]}]"), p))
         price = self._price(f"devices[{best[1]},{best[0]}]")
         if price > 0:
             text += f"; one more {best[0]} at {best[1]} would add about {self._worth(demand, price)}"
-        elif not self._prices:
-            text = f"outbid: all {types} in reach ({servers}) are in use"
         return text
 
     def _full_hops(self, edge: Edge) -> list[tuple[str, str]]:

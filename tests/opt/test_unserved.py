@@ -84,13 +84,27 @@ def test_no_server_left_to_reach(make) -> None:
         (None, "outbid: all l4 in reach (a, b) are in use"),
         (
             {"devices[a,l4]": 0.0, "devices[b,l4]": 35.0},
-            "outbid: all l4 in reach (a, b) are worth more elsewhere; one more l4 at b would add about 35 requests/s",
+            "outbid: all l4 in reach (a, b) are in use for what is worth more; "
+            "one more l4 at b would add about 35 requests/s",
         ),
     ],
 )
 def test_devices_used_up(make, prices, reason: str) -> None:
     problem = make.edge(demand=[make.offer("classify", "a", 400.0)]).problem()
     assert why(problem, full(problem), prices) == ("outbid", reason)
+
+
+def test_too_few_devices_left_for_a_group(make) -> None:
+    services = [make.latency("classify"), make.latency("large")]
+    rows = [make.row("classify", latency_ms=10.0), make.row("large", tp=2, latency_ms=10.0)]
+    demand = [make.offer("classify", "a", 100.0), make.offer("large", "a", 50.0)]
+    problem = make.edge(services=services, rows=rows, demand=demand).problem()
+    content = next(c for c in problem.contents["l4"] if c.services == {"classify"})
+    edge = next(e for e in problem.edges if (e.service, e.server) == ("classify", "a"))
+    placement = Placement(
+        groups=(PlacedGroup(server="a", content=content),), flows=(Flow(edge=edge, group=0, rate=100.0),)
+    )
+    assert why(problem, placement) == ("outbid", "outbid: too few l4 in reach (a) are left")
 
 
 def test_a_price_is_told_in_the_services_unit_and_weighted(make) -> None:
