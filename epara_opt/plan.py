@@ -50,7 +50,7 @@ class Replica:
     batch: int
     frames: int
     share: float  # of the group's time this plan uses for it, in [0, 1]; the rest is idle or another tenant's
-    capacity: float  # work/s it can do within `share`, in the service's unit (requests/s or streams)
+    capacity: float  # work/s with its part of the idle time too, in the service's unit (requests/s or streams)
     response_ms: float  # predicted worst response in the server, company included
     memory_bytes: int  # per device
     load_s: float  # 0 when it is already resident
