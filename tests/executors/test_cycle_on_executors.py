@@ -1,0 +1,104 @@
+"""The control cycle and the load generator against real agent processes with echo workers."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from epara_executors.client import GrpcFleet
+from epara_executors.load import LoadGenerator, LoadRun, LoadSpec
+from epara_executors.local import LocalExecutor
+
+from epara_opt.control.clock import SystemClock
+from epara_opt.control.cycle import ControlCycle, CycleSettings
+from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
+from epara_opt.control.store import Store
+from epara_opt.domain.topology import DeviceKind, Topology
+
+SMALL, CATALOGUE = small_edge()
+
+
+def start(server: str, path: Path, *, listen: str = "127.0.0.1:0") -> LocalExecutor:
+    return LocalExecutor(
+        server,
+        state_dir=path / server,
+        model_root=path,
+        listen=listen,
+        log_file=path / f"{server}.log",
+        arguments=("--worker", "echo", "--devices", "cpu:2"),
+    )
+
+
+@pytest.fixture
+def executors(tmp_path: Path) -> Iterator[dict[str, LocalExecutor]]:
+    made = {name: start(name, tmp_path) for name in SMALL.servers}
+    yield made
+    for e in made.values():
+        e.stop(timeout_s=5.0)
+
+
+def at_their_addresses(executors: dict[str, LocalExecutor]) -> Topology:
+    label = SMALL.services["label"]
+    echo = replace(label, model=replace(label.model, source="echo?latency_ms=1", profile="models/label"))
+    return replace(
+        SMALL,
+        device_types={"gpu": replace(SMALL.device_types["gpu"], kind=DeviceKind.CPU)},
+        servers={n: replace(s, address=executors[n].address) for n, s in SMALL.servers.items()},
+        services={**SMALL.services, "label": echo},
+        demand=tuple(d for d in SMALL.demand if d.service == "label"),
+    )
+
+
+def until(done: Callable[[], bool], *, within_s: float = 30.0) -> bool:
+    ends_at = time.monotonic() + within_s
+    while time.monotonic() < ends_at:
+        if done():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_killed_executor_is_planned_around_and_taken_up_again(
+    executors: dict[str, LocalExecutor], tmp_path: Path
+) -> None:
+    topology = at_their_addresses(executors)
+    fleet = GrpcFleet()
+    settings = CycleSettings(confirm_down=1, apply_deadline_s=30.0)
+    with Store(tmp_path / "planner.db") as store:
+        cycle = ControlCycle(topology, CATALOGUE, FirstFitPlanner(), fleet, store, SystemClock(), settings=settings)
+        cycle.start()
+        record = cycle.step()
+        assert (record.outcome, record.error) == ("applied", "")
+        host = cycle.in_force.replicas[0].server if cycle.in_force else ""
+        assert host == "a"
+
+        def load(origin: str, *failover: str) -> LoadSpec:
+            return LoadSpec(
+                service="label",
+                origin=origin,
+                address=executors[origin].address,
+                deadline_ms=5_000.0,
+                rate_per_s=20.0,
+                failover=tuple(executors[n].address for n in failover),
+            )
+
+        before = LoadRun(LoadGenerator([load("a"), load("b")], duration_s=1.0)).start().result(timeout_s=30.0)
+        assert before.records
+        assert {r.outcome for r in before.records} == {"on_time"}
+        cycle.observe()
+
+        executors["a"].process.kill()
+        executors["a"].stop(timeout_s=5.0)
+        assert until(lambda: bool(cycle.observe()) or "a" in cycle.down)
+        assert cycle.step("server down").outcome == "applied"
+        during = LoadRun(LoadGenerator([load("a", "b", "c")], duration_s=1.0)).start().result(timeout_s=30.0)
+        assert during.records
+        assert {r.outcome for r in during.records} == {"on_time"}
+
+        executors["a"] = start("a", tmp_path, listen=executors["a"].address)
+        assert until(lambda: bool(cycle.observe()) or not cycle.down)
+        assert cycle.step("server up").error == ""
+        after = LoadRun(LoadGenerator([load("a"), load("b")], duration_s=1.0)).start().result(timeout_s=30.0)
+        assert {r.outcome for r in after.records} == {"on_time"}
+    fleet.close()
