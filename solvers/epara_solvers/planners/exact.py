@@ -26,7 +26,7 @@ from epara_solvers.planners.options import Ground
 from epara_solvers.process import IsolatedBackend
 
 INCUMBENT_PART = 0.15  # of the time limit, at most, for greedy and its improvement
-MAX_ROUNDS = 400  # of improvement; bounds it by work, too, so that small problems give the same plan every time
+PATIENCE_PER_SITE = 5  # rounds of improvement in vain: small problems end by it, and so alike every time
 RESERVE_S = 0.3  # kept back for decoding and assembling
 PRICING_S = 5.0  # at most, for the reasons' prices
 ALL_SERVED = 1e-6  # relative
@@ -130,7 +130,9 @@ class ExactPlanner:
         ground = Ground.of(problem)
         boards = [greedy(ground, per_device=rule, time_is_up=time_is_up) for rule in (True, False)]
         best = max(boards, key=lambda b: b.value)
-        repack(best, time_is_up=time_is_up, rng=np.random.default_rng(SEED), max_rounds=MAX_ROUNDS)
+        repack(
+            best, time_is_up=time_is_up, rng=np.random.default_rng(SEED), patience=PATIENCE_PER_SITE * len(ground.sites)
+        )
         return best.placement()
 
     def _searched(

@@ -67,14 +67,16 @@ def greedy(ground: Ground, *, per_device: bool, time_is_up: Until = lambda: Fals
     return board
 
 
-def repack(board: Board, *, time_is_up: Until, rng: np.random.Generator, max_rounds: int) -> int:
-    """Improve a placement in place; how many rounds found something better. Never makes it worse."""
+def repack(board: Board, *, time_is_up: Until, rng: np.random.Generator, patience: int) -> int:
+    """Improve a placement in place; how many rounds found something better. Never makes it worse.
+
+    patience: ends after so many rounds in a row that found nothing.
+    """
     sites = list(board.ground.sites)
     near = _neighbours(board.ground)
-    improved = 0
-    for _ in range(max_rounds if sites else 0):
-        if time_is_up():
-            break
+    improved = in_vain = 0
+    while sites and in_vain < patience and not time_is_up():
+        in_vain += 1
         centre = int(rng.integers(len(sites)))
         size = int(rng.integers(1, min(5, len(sites)) + 1))
         chosen = near[centre][:size]
@@ -88,7 +90,7 @@ def repack(board: Board, *, time_is_up: Until, rng: np.random.Generator, max_rou
         order = [sites[i] for i in rng.permutation(chosen)]
         fill(board, order, per_device=bool(rng.random() < 0.8), time_is_up=time_is_up, lean=lean)
         if board.value > before * (1 + STALE):
-            improved += 1
+            improved, in_vain = improved + 1, 0
             continue
         for number in [n for n in board.moves if n not in fresh]:
             board.take_back(number)
