@@ -106,6 +106,7 @@ def shard(model: torch.nn.Module, tp_rank: int, tp: int, group: Any) -> int:
     config = cast("PreTrainedConfig", model.config)
     plan = [(re.compile(rf"(^|\.)({pattern})$"), kind) for pattern, kind in plan_of(config).items()]
     found: dict[str, int] = {COLUMN: 0, ROW: 0, GATHERED: 0}
+    attentions: dict[str, torch.nn.Module] = {}
     for name, module in list(model.named_modules()):
         kind = next((k for pattern, k in plan if pattern.search(name)), None)
         if kind is None or not isinstance(module, torch.nn.Linear):
@@ -116,6 +117,13 @@ def shard(model: torch.nn.Module, tp_rank: int, tp: int, group: Any) -> int:
         parent = model.get_submodule(parent_name) if parent_name else model
         setattr(parent, attribute, _sliced(module, kind, tp_rank, tp, group))
         found[kind] += 1
+        if kind == COLUMN:
+            attentions[parent_name] = parent
+    for parent in attentions.values():
+        for key in ("num_attention_heads", "all_head_size"):
+            value = getattr(parent, key, None)  # of attention modules that reshape by them
+            if isinstance(value, int):
+                setattr(parent, key, value // tp)
     if not found[COLUMN] or not found[ROW]:
         raise ValueError(f"{config.model_type}: expected layers named by the tensor-parallel plan, found {found}")
     return sum(found.values())

@@ -246,7 +246,9 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launcher(tiny_root: Path) -> Iterator[Launcher]:
     """One fork server for all tests with real workers."""
     launcher = Launcher(tiny_root)
-    launcher.start()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")  # the hub's own retries would take long where it is out of reach
+        launcher.start()
     try:
         yield launcher
     finally:

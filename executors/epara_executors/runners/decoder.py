@@ -6,6 +6,7 @@ ranks run it side by side, pipeline stages one after the other on the activation
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,9 @@ class DecoderPart:
         self.dtype: torch.dtype = next(self.model.parameters()).dtype
         self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self.config.vocab_size)
+        # Logits of a whole prompt would be large, and all but the last row's are thrown away.
+        can_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._only_last = {"logits_to_keep": 1} if can_keep else {}
         self._capacity = capacity
         self._caches: list[SlotCache] = []
 
@@ -103,12 +107,13 @@ class DecoderPart:
             cache.move(source, target)
         positions, mask = cache.aim(step.slot, step.starts, len(step.tokens[0]))
         if hidden is None:
-            given = {"input_ids": torch.tensor(step.tokens, dtype=torch.long, device=self.device)}
+            given: dict[str, Any] = {"input_ids": torch.tensor(step.tokens, dtype=torch.long, device=self.device)}
         else:
             given = {"inputs_embeds": hidden}
-        made = self.model.model(
-            **given, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        if self.ranks.pp == 1:  # no stage to cut: any causal LM of transformers will do
+            return cast("torch.Tensor", self.model(**given, **self._only_last).logits[:, -1]).float()
+        made = self.model.model(**given).last_hidden_state
         if not self.ranks.is_last_stage:
             return cast("torch.Tensor", made)
         return cast("torch.Tensor", self.model.lm_head(made[:, -1])).float()
@@ -136,4 +141,7 @@ def slots_unsupported(config: PreTrainedConfig) -> str:
         return f"expected full attention, got a sliding window of {window} tokens"
     if getattr(config, "is_encoder_decoder", False):
         return "expected a decoder-only model, got an encoder-decoder"
+    names: Sequence[str] = getattr(config, "architectures", None) or ()
+    if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return f"expected a causal language model, got {', '.join(names)}"
     return ""
