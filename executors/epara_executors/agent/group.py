@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 MAX_BATCHES_AT_WORKER = 2  # one runs, one follows without a gap
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+HUNG_AFTER_S = 10.0  # beyond the hard deadline of every request in a batch: then its worker is taken for hung
 
 
 class WorkerLost(Exception):
@@ -55,8 +56,17 @@ class _Flight:
 class DeviceGroup:
     """Start it once, stop it once. Everything runs on the event loop that started it."""
 
-    def __init__(self, spec: GroupSpec, *, launcher: WorkerLauncher, socket_path: Path, persistent: bool) -> None:
+    def __init__(
+        self,
+        spec: GroupSpec,
+        *,
+        launcher: WorkerLauncher,
+        socket_path: Path,
+        persistent: bool,
+        hung_after_s: float = HUNG_AFTER_S,
+    ) -> None:
         """persistent: keep restarting even if the first load fails (it is part of a committed plan)."""
+        self._hung_after_s = hung_after_s
         self.spec = spec
         self.state = "loading"
         self.detail = ""
@@ -156,16 +166,30 @@ class DeviceGroup:
         if not self._settled.done():
             self._settled.set_result(None)
         ready_at = self._loop.time()
+        watching = asyncio.create_task(self._watch(link), name=f"watch {self.spec.group}")
         try:
             while (frame := await link.read()) is not None:
                 self._on_frame(frame)
                 self._pump()
         finally:
+            watching.cancel()
             self._link = None
             await link.close(grace_s=0.0)
             self.detail = f"worker {link.handle.pid} ended with {link.ended.result()}"
             self._lose(self.detail)
         return self._loop.time() - ready_at
+
+    async def _watch(self, link: WorkerLink) -> None:
+        """Kill a worker that still owes a batch long after everyone who wanted it has left."""
+        while True:
+            await asyncio.sleep(self._hung_after_s / 4)
+            now = self._loop.time()
+            for flight in self._flights.values():
+                patience_s = max(self._hung_after_s, 10.0 * flight.replica.batch_s.value_s)
+                if now > max(flight.started_at, *(j.hard_at for j in flight.jobs)) + patience_s:
+                    log.error("group %s: worker %d hangs in a batch; killing it", self.spec.group, link.handle.pid)
+                    link.handle.kill()
+                    return
 
     def _lose(self, detail: str) -> None:
         jobs = [j for f in self._flights.values() for j in f.jobs]

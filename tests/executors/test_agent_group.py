@@ -1,0 +1,98 @@
+"""A device group in this process, with a real echo worker beside it."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from epara_executors.agent.group import DeviceGroup, GroupFailed, WorkerLost
+from epara_executors.agent.requests import Job
+from epara_executors.tensors import from_array
+from epara_executors.worker.echo import EchoLauncher
+
+
+def job(value, *, rows=1, due_in_s=5.0, hard_in_s=6.0):
+    now = asyncio.get_running_loop().time()
+    x = from_array("x", np.full((rows, 4), value, np.float32))
+    return Job(
+        service="echo",
+        rows=rows,
+        tensors=[x],
+        params={},
+        queued_at=now,
+        due_at=now + due_in_s,
+        hard_at=now + hard_in_s,
+    )
+
+
+async def open_group(spec, folder, **over):
+    group = DeviceGroup(spec, launcher=EchoLauncher(), socket_path=folder / "s", **{"persistent": True, **over})
+    group.start()
+    await group.wait_ready()
+    return group
+
+
+def test_a_hung_worker_is_replaced_once_nobody_waits_for_it_any_more(echo_edge, tmp_path):
+    async def scenario():
+        spec = echo_edge.group("a", echo_edge.tenant(source="echo?hang_above=10"))
+        group = await open_group(spec, tmp_path, hung_after_s=0.2)
+        (replica,) = group.replicas.values()
+        (before,) = group.worker_pids
+        stuck = job(11, due_in_s=0.05, hard_in_s=0.1)
+        group.submit(replica, stuck)
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(stuck.answer, 20)
+        async with asyncio.timeout(20):
+            while not group.worker_pids or group.worker_pids == (before,):
+                await asyncio.sleep(0.01)
+        fine = job(1)
+        group.submit(replica, fine)
+        await asyncio.wait_for(fine.answer, 10)
+        await group.stop()
+
+    asyncio.run(scenario())
+
+
+def test_requests_that_wait_for_a_busy_group_leave_together(echo_edge, tmp_path):
+    async def scenario():
+        spec = echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=100", batch=4))
+        group = await open_group(spec, tmp_path)
+        (replica,) = group.replicas.values()
+        jobs = [job(i) for i in range(5)]
+        for j in jobs:
+            group.submit(replica, j)
+        await asyncio.gather(*(j.answer for j in jobs))
+        await group.stop()
+        return replica.batches_done, replica.rows_done
+
+    assert asyncio.run(scenario()) == (2, 5)
+
+
+def test_the_most_urgent_tenant_of_a_shared_group_goes_first(echo_edge, tmp_path):
+    async def scenario():
+        tenants = [echo_edge.tenant(service=s, source="echo?latency_ms=30", batch=1) for s in ("calm", "urgent")]
+        group = await open_group(echo_edge.group("a", *tenants), tmp_path)
+        calm, urgent = group.replicas["calm@g0"], group.replicas["urgent@g0"]
+        ended = []
+        jobs = [(calm, job(0)), (calm, job(1)), (calm, job(2)), (urgent, job(3, due_in_s=1.0))]
+        for replica, j in jobs:
+            j.answer.add_done_callback(lambda _, name=replica.spec.service: ended.append(name))
+            group.submit(replica, j)
+        await asyncio.gather(*(j.answer for _, j in jobs))
+        await group.stop()
+        return ended
+
+    # Two batches of the calm one were at the worker when the urgent request came.
+    assert asyncio.run(scenario()) == ["calm", "calm", "urgent", "calm"]
+
+
+def test_a_group_that_cannot_load_says_why_and_stops_trying(echo_edge, tmp_path):
+    async def scenario():
+        spec = echo_edge.group("a", echo_edge.tenant(source="echo?fail_load=no+weights"))
+        group = DeviceGroup(spec, launcher=EchoLauncher(), socket_path=tmp_path / "s", persistent=False)
+        group.start()
+        with pytest.raises(GroupFailed, match="no weights"):
+            await group.wait_ready()
+        assert (group.state, group.worker_pids) == ("failed", ())
+        await group.stop()
+
+    asyncio.run(scenario())
