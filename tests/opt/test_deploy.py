@@ -24,7 +24,8 @@ def test_rates_and_capacities_are_in_frames_per_second_for_streams(plan: Plan) -
     (route,) = specs["c"].routes
     assert route.rate_per_s == pytest.approx(1.0 * 10.0)  # one stream of 10 fps
     (tenant,) = specs["c"].groups[0].tenants
-    assert tenant.work_per_s == pytest.approx(4 * 1000.0 / 60.0)  # frames/s at full share and utilization
+    items = tenant.batch * tenant.frames
+    assert tenant.work_per_s == pytest.approx(items * 1000.0 / {1: 20, 2: 34, 4: 60}[items])  # at full share
     assert (tenant.fps, tenant.deadline_ms) == (10.0, 250.0)
 
 
