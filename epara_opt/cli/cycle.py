@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,7 +58,9 @@ def run(
 
     def show(event: CycleEvent) -> None:
         if as_json:
-            print(json.dumps(event.to_dict(), default=str), flush=True)
+            # One write: events come from several threads, and a line must stay whole.
+            sys.stdout.write(json.dumps(event.to_dict(), default=str) + "\n")
+            sys.stdout.flush()
         elif event.kind not in (EventKind.OBSERVED, EventKind.PROGRESS):
             err.print(f"{event.kind.value:>12}  {event.message}", highlight=False, markup=False)
 

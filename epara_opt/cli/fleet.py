@@ -187,7 +187,7 @@ def infer(
         for name, a in answer.outputs.items()
     }
     lines = [f"{n}  {v['datatype']} {v['shape']}  {v['values']}" for n, v in shown.items()]
-    emit({"service": service, "outputs": shown, "parameters": dict(answer.params)}, *lines, as_json=as_json)
+    emit({"service": service, "outputs": shown, "parameters": dict(answer.parameters)}, *lines, as_json=as_json)
 
 
 def _inputs(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, working, write_text
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, working
+
+if TYPE_CHECKING:
+    from epara_opt.importers.document import Document
 
 app = typer.Typer(help="Check, show, import and generate topologies.", no_args_is_help=True)
 
@@ -82,7 +86,7 @@ def import_(
         imported = import_eua(source, users=users, services=services, seed=seed, overload=overload)
     else:
         raise InputError(Violation(path="source", law="expected a .graphml or .csv file", value=str(source)))
-    _write(imported, out)
+    _write(imported.document, out, imported.notes)
 
 
 @app.command()
@@ -101,8 +105,10 @@ def generate(
     _write(made, out)
 
 
-def _write(document: object, out: Path) -> None:
-    from epara_opt.importers.generate import to_yaml
+def _write(document: Document, out: Path, notes: Sequence[str] = ()) -> None:
+    from epara_opt.importers.document import write_document
 
-    write_text(out, to_yaml(document))
-    err.print(f"topology written to {out}", highlight=False)
+    topology, profiles = write_document(document, out)
+    for note in notes:
+        err.print(f"note: {note}", highlight=False, markup=False)
+    err.print(f"topology written to {topology}, its profiles to {profiles}", highlight=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import cast
 
 import networkx as nx
 
@@ -150,33 +152,47 @@ class Topology:
                 broken(path, "expected one entry per service and origin", f"{demand.service} at {demand.origin}")
             pairs.add((demand.service, demand.origin))
         if not found:
-            with_devices = [s.name for s in self.servers.values() if s.devices]
+            islands = [set(nodes) for nodes in nx.connected_components(self._graph)]
+            served = {s.name for s in self.servers.values() if s.devices}
+            lost = set[str]().union(*(nodes for nodes in islands if not nodes & served))
             for i, demand in enumerate(self.demand):
-                if all(self.path(demand.origin, n) is None for n in with_devices):
+                if demand.origin in lost:
                     broken(f"demand[{i}].origin", "expected a path to some server with devices", demand.origin)
         if found:
             raise InputError(found)
 
     @cached_property
-    def _paths(self) -> dict[str, dict[str, Path]]:
+    def _graph(self) -> nx.Graph[str]:
         graph: nx.Graph[str] = nx.Graph()
         graph.add_nodes_from(self.servers)
-        width: dict[frozenset[str], float] = {}
         for link in self.links:
-            graph.add_edge(*link.between, rtt_ms=link.rtt_ms)
-            width[frozenset(link.between)] = link.bandwidth_bytes_per_s
-        table: dict[str, dict[str, Path]] = {}
-        for origin, (lengths, routes) in nx.all_pairs_dijkstra(graph, weight="rtt_ms"):
-            row = table[origin] = {}
-            for target, nodes in routes.items():
-                hops = tuple(itertools.pairwise(nodes))
-                narrow = min((width[frozenset(h)] for h in hops), default=float("inf"))
-                row[target] = Path(hops=hops, rtt_ms=float(lengths[target]), bandwidth_bytes_per_s=narrow)
-        return table
+            graph.add_edge(*link.between, rtt_ms=link.rtt_ms, width=link.bandwidth_bytes_per_s)
+        return graph
+
+    @cached_property
+    def _paths(self) -> dict[str, dict[str, Path]]:
+        return {}  # filled origin by origin, when asked
+
+    def _paths_from(self, origin: str) -> dict[str, Path]:
+        found = nx.single_source_dijkstra(self._graph, origin, weight="rtt_ms")
+        lengths, routes = cast("tuple[dict[str, float], dict[str, list[str]]]", found)
+        width = self._graph.edges
+        return {
+            target: Path(
+                hops=tuple(itertools.pairwise(nodes)),
+                rtt_ms=float(lengths[target]),
+                bandwidth_bytes_per_s=min((width[h]["width"] for h in itertools.pairwise(nodes)), default=math.inf),
+            )
+            for target, nodes in routes.items()
+        }
 
     def path(self, origin: str, target: str) -> Path | None:
         """Least-RTT path, or None where there is none."""
-        return self._paths.get(origin, {}).get(target)
+        if origin not in self.servers:
+            return None
+        if origin not in self._paths:
+            self._paths[origin] = self._paths_from(origin)
+        return self._paths[origin].get(target)
 
 
 def _positive(path: str, value: float) -> None:

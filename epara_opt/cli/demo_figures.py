@@ -1,0 +1,89 @@
+"""What the demo measured, phase by phase: goodput, attainment, time to recover. From clients' records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from epara_opt.report.load import LoadWindow
+
+if TYPE_CHECKING:
+    from epara_executors.load import LoadReport
+
+    from epara_opt.domain.service import Service
+
+RECOVERED = 0.95  # of what is sent in one second, answered in time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    name: str
+    start_s: float
+    end_s: float
+    offered: float  # weighted work per second, as in a plan's objective
+    goodput: float  # the same, answered within the objective
+    slo_attainment: float  # of requests and frames, unweighted
+    timeouts: int  # not answered within the client's deadline of three objectives
+    p99_ms: float
+
+
+def phase(name: str, report: LoadReport, services: Mapping[str, Service], start_s: float, end_s: float) -> Phase:
+    """Figures of what was sent in [start_s, end_s)."""
+    part = report.between(start_s, end_s)
+    length = max(end_s - start_s, 1e-9)
+    offered = goodput = 0.0
+    for r in part.records:
+        worth = services[r.service].weight / services[r.service].events_per_work / length
+        offered += worth
+        goodput += worth * (r.outcome == "on_time")
+    answered = sorted(r.latency_ms for r in part.records if r.outcome in ("on_time", "late"))
+    return Phase(
+        name=name,
+        start_s=start_s,
+        end_s=end_s,
+        offered=offered,
+        goodput=goodput,
+        slo_attainment=part.slo_attainment,
+        timeouts=sum(r.outcome == "timeout" for r in part.records),
+        p99_ms=answered[int(0.99 * (len(answered) - 1))] if answered else 0.0,
+    )
+
+
+def recovery_s(report: LoadReport, since_s: float, until_s: float) -> float | None:
+    """Seconds from `since_s` until one second's requests are answered in time again; None: not before `until_s`."""
+    second = since_s
+    while second + 1.0 <= until_s:
+        part = report.between(second, second + 1.0)
+        if part.records and part.slo_attainment >= RECOVERED:
+            return second - since_s
+        second += 0.5
+    return None
+
+
+def windows(report: LoadReport, *, window_s: float = 1.0) -> tuple[LoadWindow, ...]:
+    """The report page's form of the same records."""
+    made: list[LoadWindow] = []
+    for w in report.windows(window_s=window_s):
+        part = report.between(w.starts_at, w.starts_at + window_s)
+        mine = [r for r in part.records if r.service == w.service]
+        answered = sorted(r.latency_ms for r in mine if r.outcome in ("on_time", "late"))
+        made.append(
+            LoadWindow(
+                at=report.started_at + w.starts_at,
+                duration_s=window_s,
+                service=w.service,
+                sent=w.offered,
+                on_time=w.on_time,
+                late=sum(r.outcome == "late" for r in mine),
+                shed=sum(r.outcome == "shed" for r in mine),
+                failed=sum(r.outcome in ("failed", "timeout") for r in mine),
+                p50_ms=answered[len(answered) // 2] if answered else None,
+                p99_ms=answered[int(0.99 * (len(answered) - 1))] if answered else None,
+            )
+        )
+    return tuple(made)
+
+
+def as_json(phases: Sequence[Phase], more: Mapping[str, Any]) -> dict[str, Any]:
+    return {"phases": [asdict(p) for p in phases], **more}
