@@ -74,16 +74,23 @@ class TorchLauncher:
     """The launcher protocol of worker_link.py over the fork server's."""
 
     def __init__(self, model_root: Path, *, threads_per_device: int) -> None:
+        self._model_root = model_root
+        self._threads_per_device = threads_per_device
         self._blocking = Launcher(model_root, threads_per_device)
 
     async def start(self) -> None:
         self._blocking.start()
 
     async def launch(self, group: dict[str, Any], socket_path: str) -> WorkerHandle:
-        """Raises LoadFailed where no process could be started."""
+        """Raises LoadFailed where no process could be started. A fork server that is gone is replaced for the next."""
+        used = self._blocking
         try:
-            return TorchHandle(await in_thread(lambda: self._blocking.launch(group, socket_path)))
+            return TorchHandle(await in_thread(lambda: used.launch(group, socket_path)))
         except LaunchError as e:
+            if not used.wait_up(0.0) and self._blocking is used:
+                self._blocking = Launcher(self._model_root, self._threads_per_device)
+                self._blocking.start()
+                await in_thread(used.close)
             raise LoadFailed(str(e)) from e
 
     async def stop(self) -> None:
