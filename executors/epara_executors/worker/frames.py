@@ -9,12 +9,15 @@ Agent to worker
   load    {group, device_kind, devices, tp, pp, tenants: [{replica, service, source, task, batch, frames,
            prompt_tokens, output_tokens, ... every field of TenantSpec}]}
   infer   {id, replica, requests: [{id, rows, params, outputs}], counts: [number of tensors of each request]} + tensors:
-          `outputs` names those wanted (empty: all); for each request in order its input tensors. One batch; the worker runs batches of a group one at a
+          `outputs` names those wanted (empty: all); for each request in order its input tensors. One batch; the
+          worker runs batches of a group one at a
           time in arrival order. Generation (task text-generation): one request per infer, sent at once, params
           {max_tokens, stream, temperature, top_k, top_p, seed, stop}; the worker batches continuously over
           `batch` slots.
   cancel  {replica, id}                  frees the slot of a generation at once; no result need follow
   tune    {replica, batch, frames}       a live tenant's batch limits change in place
+  measure {replica, rows, repeats, width, start}   the profiler's, on a worker of its own: time synthetic batches, or
+           for generation steps of `width` tokens per row from position `start`
   stop    {}                             finish what is in flight, then exit 0
 
 Worker to agent
@@ -25,7 +28,8 @@ Worker to agent
   result  {id, replica, batch_ms, requests: [{id, ok: true, tensors: n}
            | {id, ok: false, code: "INVALID_ARGUMENT" | "INTERNAL", message}]} + output tensors concatenated in
           the same manner. Generation answers `text` (BYTES [1]) and `tokens` (INT64 [n]).
-  failed  {detail}                       then the process exits
+  measured {median_ms}
+  failed  {detail, unsupported}          then the process exits; unsupported: no runner serves this model in this shape
 
 A worker whose socket is closed by the agent exits; so no worker outlives its agent. An unexpected end of the worker
 fails what it had in flight; the agent retries that elsewhere if its deadline allows, and restarts the worker.
