@@ -49,7 +49,13 @@ class _Known:
 KNOWN = (
     _Known("mathopt-highs", "ortools", "ortools", "ortools", "the default: bounds and incumbents up to ~100 servers"),
     _Known("mathopt-scip", "ortools", "ortools", "ortools", "cross-checks; small and medium edges"),
-    _Known("cpsat", "ortools", "ortools", "ortools", "cross-checks of tiny edges; its bound is loosened to stay valid"),
+    _Known(
+        "cpsat",
+        "ortools",
+        "ortools",
+        "ortools",
+        "cross-checks of tiny edges: it searches a grid; its bound is loosened to stay valid",
+    ),
     _Known("pulp-cbc", "PuLP", "pulp", "pulp", "small and medium edges where OR-Tools is not installed"),
 )
 FOUND = "a solver of your own, found by PuLP; proves no bound through it unless it is HiGHS"

@@ -23,6 +23,7 @@ from epara_opt.problem import PlacementProblem
 from epara_opt.unserved import explain_unserved
 from epara_solvers.planners.greedy import greedy, repack
 from epara_solvers.planners.options import Ground
+from epara_solvers.planners.spread import spread
 from epara_solvers.process import IsolatedBackend
 
 INCUMBENT_PART = 0.15  # of the time limit, at most, for greedy and its improvement
@@ -102,18 +103,19 @@ class ExactPlanner:
             else:
                 encoded = encode(problem)
                 found = self._searched(problem, encoded, incumbent, left_s() - RESERVE_S)
+        placement = spread(problem, found.placement, time_is_up=lambda: left_s() < RESERVE_S)
         prices: Mapping[str, float] | None = None
-        if encoded is not None and left_s() > RESERVE_S and not is_all_served(problem, found.placement):
+        if encoded is not None and left_s() > RESERVE_S and not is_all_served(problem, placement):
             prices = self._prices(encoded.program, min(PRICING_S, left_s() - RESERVE_S))
         return assemble(
             problem,
-            found.placement,
+            placement,
             generation=generation,
             solver=self.name,
             stop=found.stop,
             dual_bound=found.dual_bound,
             wall_s=self._clock() - started,
-            unserved=explain_unserved(problem, found.placement, prices),
+            unserved=explain_unserved(problem, placement, prices),
             in_force=in_force,
             notes=found.notes,
             made_at=made_at,

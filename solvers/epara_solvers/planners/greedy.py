@@ -32,6 +32,7 @@ from epara_opt.problem import PlacementProblem
 from epara_opt.unserved import explain_unserved
 from epara_solvers.planners.board import Board, Move
 from epara_solvers.planners.options import Ground, Site
+from epara_solvers.planners.spread import spread
 
 STALE = 1e-9  # relative: a recomputed score this close to the old one is the same
 
@@ -143,6 +144,7 @@ class GreedyPlanner:
         if problem.demand:
             placement = greedy(Ground.of(problem), per_device=self._per_device, time_is_up=time_is_up).placement()
             stop = Stop.TIME_LIMIT if late else Stop.HEURISTIC
+            placement = spread(problem, placement, time_is_up=time_is_up)
         else:
             placement, stop = Placement(groups=(), flows=()), Stop.NO_DEMAND
         return assemble(
