@@ -46,14 +46,13 @@ def make_plan(
     from epara_solvers.registry import make_planner
 
     from epara_opt.control.diff import actions
-    from epara_opt.domain.snapshot import topology_to_dict
     from epara_opt.verify import verify
 
     topology: Topology = problem.topology
     made = make_planner(solver).plan(problem, generation=generation, time_limit_s=time_limit_s, in_force=in_force)
     made = made.with_actions(actions(in_force, made, topology, catalogue))
     verify(made, topology, catalogue, problem=problem)
-    return replace(made, edge=topology_to_dict(topology), topology_digest=topology.digest)
+    return made
 
 
 def plan(

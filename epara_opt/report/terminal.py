@@ -140,7 +140,7 @@ def _place(server: str, used: float | None, i: int, num_replicas: int) -> str:
     """The server in its first row, its utilization in the second, or both in the only one."""
     told = f"{percent(used)} used" if used is not None else ""
     if num_replicas == 1:
-        return f"{server}\n{told}".strip()
+        return f"{server} {told}".strip()
     return server if i == 0 else told if i == 1 else ""
 
 
