@@ -199,6 +199,11 @@ def test_greedy_generation_equals_generate_token_for_token(
         assert tokens == direct.tolist()
 
 
+def test_a_generation_returns_only_the_outputs_asked_for(llama: GenerationRunner) -> None:
+    member = llama.sequence("k", Request("r", {"text": text_array(["a"])}, outputs=("tokens",)))
+    assert set(llama.answer(member).outputs) == {"tokens"}
+
+
 def test_sampling_with_a_seed_is_the_same_in_any_company(llama: GenerationRunner) -> None:
     params = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 11}
     together = generate(llama, 4, PROMPTS[:4], **params)

@@ -78,13 +78,16 @@ class GenerationRunner:
             transcript=IncrementalTranscript(self._decode, stops),
             end_tokens=self._ends,
             sampling=Sampling.from_params(params),
+            outputs=request.outputs,
             stream=params.get("stream") in (True, "true", 1),
         )
 
     def answer(self, sequence: Sequence) -> Answer:
         """The outputs of a finished sequence."""
         tokens = np.array(sequence.tokens, dtype=np.int64)
-        return Answer(sequence.request, {"text": text_array([sequence.transcript.text]), "tokens": tokens})
+        made = {"text": text_array([sequence.transcript.text]), "tokens": tokens}
+        wanted = sequence.outputs or tuple(made)
+        return Answer(sequence.request, {name: made[name] for name in wanted if name in made})
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""

@@ -82,6 +82,7 @@ class Sequence:
     end_tokens: frozenset[int] = frozenset()
     sampling: Sampling = field(default_factory=Sampling)
     stream: bool = False
+    outputs: tuple[str, ...] = ()  # wanted in the answer; empty: all
     arrived_at: float = 0.0  # set by the engine
     tokens: list[int] = field(default_factory=list[int])
     finish_reason: str = ""  # "" while it runs; stop | length | cancelled | error
