@@ -156,7 +156,7 @@ def test_all_back_ends_agree_on_random_mixed_programs() -> None:
 
 def test_at_the_time_limit_the_stop_says_so_and_the_bound_holds(backend: IsolatedBackend) -> None:
     hard = endless()
-    found = backend.solve(hard, time_limit_s=1.5, gap=0.0)
+    found = backend.solve(hard, time_limit_s=1.0, gap=0.0)
     assert found.stop is SearchStop.TIME_LIMIT
     assert found.x is not None
     assert violation(hard, found.x) <= FEASIBILITY
@@ -183,6 +183,7 @@ def test_a_back_end_that_overruns_is_killed_and_what_it_reported_is_kept(backend
     hard = endless()
     impatient = IsolatedBackend(backend.name, grace_s=-18.0)  # kills 2 s in, though the vendor was promised 20
     try:
+        impatient.solve(KNAPSACK, time_limit_s=60.0)  # its process is up from here on
         found = impatient.solve(hard, time_limit_s=20.0, gap=0.0)
         assert found.stop is SearchStop.TIME_LIMIT
         assert "killed" in found.detail
@@ -191,8 +192,7 @@ def test_a_back_end_that_overruns_is_killed_and_what_it_reported_is_kept(backend
             assert violation(hard, found.x) <= FEASIBILITY
         assert found.dual_bound is not None
         assert found.dual_bound >= 7247.0
-        again = impatient.solve(KNAPSACK, time_limit_s=30.0)
-        assert again.stop is SearchStop.TIME_LIMIT or again.objective == pytest.approx(220.0)
+        assert impatient.solve(KNAPSACK, time_limit_s=60.0).objective == pytest.approx(220.0)
     finally:
         impatient.close()
 

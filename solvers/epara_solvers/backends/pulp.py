@@ -23,6 +23,7 @@ from epara_solvers.backends.outcome import Report, concluded, ignore_report, wit
 
 CBC_LOG = "cbc.log"  # in the scratch folder
 SEED = 1
+OVERRUN_S, OVERRUN_PART = 3.0, 0.1  # CBC overruns by seconds; killed, it would leave no point
 
 # (status, sol_status); None: it gave no answer, and the clock says whether time was the reason.
 STATUS: dict[tuple[int, int], SearchStop | None] = {}
@@ -103,7 +104,7 @@ class PulpBackend:
             for column, value in zip(columns, warm_start.tolist(), strict=True):
                 column.setInitialValue(value, check=False)
         built_s = self.clock() - started
-        left_s = max(0.01, time_limit_s - built_s)
+        left_s = max(0.01, time_limit_s - built_s - min(OVERRUN_S, OVERRUN_PART * time_limit_s))
         solver = self._solver(left_s, gap, warm=warm_start is not None)
         try:
             problem.solve(solver)
