@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from epara_opt.cli import cycle, demo, fleet, models, planning, topology
+from epara_opt.cli import cycle, demo, fleet, load, models, planning, topology
 from epara_opt.cli.output import err
 from epara_opt.errors import EparaError, InputError, PlanRejected
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(topology.app, name="topology")
 app.add_typer(models.app, name="models")
-for module in (demo, planning, fleet, cycle, models):
+for module in (demo, planning, fleet, load, cycle, models):
     module.register(app)
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epara_opt.cli.output import err, out, write_text
-from epara_opt.errors import EparaError, InputError, Violation
+from epara_opt.errors import EparaError
 
 if TYPE_CHECKING:
-    from epara_executors.load import LoadReport, LoadSpec
+    from epara_executors.load import LoadReport
 
     from epara_opt.cli.demo_edge import Planner
     from epara_opt.cli.demo_figures import Phase
@@ -149,6 +149,8 @@ def _measure(
     from epara_executors.load import LoadGenerator, LoadRun
 
     from epara_opt.cli.demo_edge import Planner, start_executor
+    from epara_opt.cli.load import load_specs
+    from epara_opt.importers.catalogue import shipped_topologies
 
     planner = Planner(topology, folder / "planner", every_s=every_s, solver=solver, log=folder / "logs" / "planner.log")
     try:
@@ -157,7 +159,7 @@ def _measure(
         plan = _plan_in_force(folder)
         _say(plan, loaded.topology)
         victim = _busiest(plan)
-        specs = _specs(loaded.topology, seconds_)
+        specs = load_specs(loaded.topology, seconds_, trace=shipped_topologies() / TRACE)
         load = LoadRun(LoadGenerator(specs, duration_s=seconds_, seed=seed)).start()
         started = time.monotonic()
         killed_at_s, back_at_s = seconds_ / 3.0, 2.0 * seconds_ / 3.0
@@ -208,50 +210,6 @@ def _until(instant: float, load: Any, what: str, total_s: float) -> None:
         raise EparaError(f"the load of {total_s:g} s ended early")
 
 
-def _specs(topology: Topology, duration_s: float) -> list[LoadSpec]:
-    """Clients of every demand: latency services follow the trace's arrivals, streams send frames evenly."""
-    from epara_executors.load import LoadSpec
-
-    from epara_opt.importers.catalogue import shipped_topologies
-    from epara_opt.traces import read_trace
-
-    trace = read_trace(shipped_topologies() / TRACE)
-    specs: list[LoadSpec] = []
-    for i, demand in enumerate(topology.demand):
-        service = topology.services[demand.service]
-        by_distance = sorted(
-            (path.rtt_ms, s.address)
-            for s in topology.servers.values()
-            if s.address and s.name != demand.origin and (path := topology.path(demand.origin, s.name)) is not None
-        )
-        address = topology.servers[demand.origin].address
-        if address is None:
-            law = "expected host:port"
-            raise InputError(Violation(path=f"servers.{demand.origin}.address", law=law))
-        arrivals: tuple[float, ...] | None = None
-        if not service.is_stream:
-            # Each service takes its own part of the trace, so that bursts do not coincide by construction.
-            span_s = duration_s * demand.offered / trace.rate_per_s
-            start_s = (i * 41.0) % max(trace.duration_s - span_s, 1.0)
-            part = trace.window(start_s, min(span_s, trace.duration_s - start_s))
-            arrivals = tuple(float(t) for t in part.scaled(demand.offered).arrival_s)
-        specs.append(
-            LoadSpec(
-                service=service.name,
-                origin=demand.origin,
-                address=address,
-                deadline_ms=service.deadline_ms,
-                arrivals_s=arrivals,
-                streams=round(demand.offered) if service.is_stream else None,
-                fps=service.fps or 0.0,
-                prompt_tokens=max(service.request.prompt_tokens // 6, 1),  # words; the tokenizer is byte-level
-                output_tokens=service.request.output_tokens,
-                failover=tuple(a for _, a in by_distance),
-            )
-        )
-    return specs
-
-
 def _plan_in_force(folder: Path) -> Plan:
     from epara_opt.cli.cycle import STORE_FILE
     from epara_opt.control.store import Store
@@ -287,7 +245,8 @@ def _report(m: _Measured, loaded: LoadedTopology, folder: Path) -> tuple[list[Ph
     from rich.table import Table
 
     from epara_opt.cli.cycle import history_points
-    from epara_opt.cli.demo_figures import phase, recovery_s, windows
+    from epara_opt.cli.demo_figures import phase, recovery_s
+    from epara_opt.cli.load import windows
     from epara_opt.domain.category import categorize
     from epara_opt.report.history import HistoryPoint
     from epara_opt.report.html import render

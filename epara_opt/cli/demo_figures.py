@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from epara_opt.report.load import LoadWindow
-
 if TYPE_CHECKING:
     from epara_executors.load import LoadReport
 
@@ -59,30 +57,6 @@ def recovery_s(report: LoadReport, since_s: float, until_s: float) -> float | No
             return second - since_s
         second += 0.5
     return None
-
-
-def windows(report: LoadReport, *, window_s: float = 1.0) -> tuple[LoadWindow, ...]:
-    """The report page's form of the same records."""
-    made: list[LoadWindow] = []
-    for w in report.windows(window_s=window_s):
-        part = report.between(w.starts_at, w.starts_at + window_s)
-        mine = [r for r in part.records if r.service == w.service]
-        answered = sorted(r.latency_ms for r in mine if r.outcome in ("on_time", "late"))
-        made.append(
-            LoadWindow(
-                at=report.started_at + w.starts_at,
-                duration_s=window_s,
-                service=w.service,
-                sent=w.offered,
-                on_time=w.on_time,
-                late=sum(r.outcome == "late" for r in mine),
-                shed=sum(r.outcome == "shed" for r in mine),
-                failed=sum(r.outcome in ("failed", "timeout") for r in mine),
-                p50_ms=answered[len(answered) // 2] if answered else None,
-                p99_ms=answered[int(0.99 * (len(answered) - 1))] if answered else None,
-            )
-        )
-    return tuple(made)
 
 
 def as_json(phases: Sequence[Phase], more: Mapping[str, Any]) -> dict[str, Any]:
