@@ -111,8 +111,8 @@ class ControlCycle:
         self._unsettled: set[str] = set()  # servers that may not serve the plan in force: commit there again
         self._state = FleetState()
         self._plan_of: dict[str, tuple[str, int, int]] = {}  # server: incarnation, generation, checked against
-        self._seen: dict[str, tuple[str, int, int]] = {}  # server: incarnation, arrived, on time, at the last cycle
-        self._seen_at = clock.monotonic()
+        self._seen: dict[str, tuple[str, float, float]] = {}  # server: incarnation, arrived, on time, at the last cycle
+        self._seen_at = self._observed_at = clock.monotonic()
         self._strays: dict[str, tuple[str, ...]] = {}
         self._hurry = False  # a call found a server down: plan again at once
 
@@ -223,7 +223,7 @@ class ControlCycle:
             if server not in self._down and self._misses[server] >= self._settings.confirm_down:
                 self._mark_down(server, state.down.get(server, "no answer"))
                 changed.append(server)
-        self._state = state
+        self._state, self._observed_at = state, self._clock.monotonic()
         self._forecaster.observe(state)
         if self._in_doubt(state):
             full = self._fleet.observe(self._addresses, with_plan=True)
@@ -514,18 +514,22 @@ class ControlCycle:
         return record
 
     def _goodput_seen(self) -> tuple[float, float]:
-        """(arrived, on time) requests or frames since the last cycle, per second, over executors that answered."""
-        now = self._clock.monotonic()
-        arrived = on_time = 0
+        """(arrived, on time) since the last cycle, weighted work per second, over executors that answered."""
+        arrived = on_time = 0.0
         for name, e in self._state.executors.items():
-            total = (sum(s.arrived for s in e.services), sum(s.on_time for s in e.services))
+            worth = {s.name: s.weight / s.events_per_work for s in self._topology.services.values()}
+            known = [s for s in e.services if s.service in worth]
+            total = (
+                sum(worth[s.service] * s.arrived for s in known),
+                sum(worth[s.service] * s.on_time for s in known),
+            )
             before = self._seen.get(name)
             if before is not None and before[0] == e.incarnation:
                 arrived += total[0] - before[1]
                 on_time += total[1] - before[2]
             self._seen[name] = (e.incarnation, *total)
-        elapsed_s = now - self._seen_at
-        self._seen_at = now
+        elapsed_s = self._observed_at - self._seen_at
+        self._seen_at = self._observed_at
         if elapsed_s <= 0:
             return 0.0, 0.0
         return arrived / elapsed_s, on_time / elapsed_s
