@@ -16,6 +16,9 @@ from epara_opt.plan import Plan, Predicted, Replica, Route, ServiceForecast, Sto
 from epara_opt.problem import Content, Edge, PlacementProblem, Resident, Tenant, reduced
 
 
+ROUNDING = 1e-9  # relative
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedGroup:
     """One device group of a server holding a content."""
@@ -152,6 +155,9 @@ def assemble(
         )
     routes = _routes(placement, ids)
     objective = value(problem, placement)
+    # Sums in another order differ in the last digits; a bound that was met must not fall below what met it.
+    met = dual_bound is not None and dual_bound < objective <= dual_bound * (1.0 + ROUNDING)
+    bound = objective if met else dual_bound
     return Plan(
         generation=generation,
         topology=problem.topology.name,
@@ -161,8 +167,8 @@ def assemble(
         solver=solver,
         stop=stop,
         objective=objective,
-        dual_bound=dual_bound,
-        gap=relative_gap(objective, dual_bound),
+        dual_bound=bound,
+        gap=relative_gap(objective, bound),
         wall_s=wall_s,
         replicas=tuple(sorted(replicas, key=lambda r: (r.server, r.device_type, r.devices, r.service))),
         routes=routes,
