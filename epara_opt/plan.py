@@ -7,10 +7,12 @@ schema. Fields are added, never re-used.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
-from typing import Any, cast
+from functools import cache
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from epara_opt.domain.parallel import ParallelConfig
 from epara_opt.errors import InputError, Violation
@@ -159,7 +161,7 @@ class Plan:
         try:
             predicted: dict[str, Any] = data.pop("predicted")
             services = tuple(ServiceForecast(**s) for s in predicted.pop("services"))
-            return Plan(
+            plan = Plan(
                 stop=Stop(data.pop("stop")),
                 replicas=tuple(Replica(**_retyped(r, devices=tuple)) for r in data.pop("replicas")),
                 routes=tuple(Route(**r) for r in data.pop("routes")),
@@ -169,13 +171,57 @@ class Plan:
                 notes=tuple(data.pop("notes", ())),
                 **data,
             )
-        except (KeyError, TypeError, ValueError) as e:
+        except KeyError as e:
+            raise InputError(Violation(path=str(e.args[0]), law="expected this field", file=file)) from None
+        except (AttributeError, TypeError, ValueError) as e:
             raise InputError(Violation(path="", law=f"expected a plan's fields: {e}", file=file)) from None
+        mistyped = list(_mistyped(plan, "", file))
+        if mistyped:
+            raise InputError(mistyped)
+        return plan
 
 
 def _retyped(record: dict[str, Any], **convert: Callable[[Any], Any]) -> dict[str, Any]:
     """JSON knows neither tuples nor enums."""
     return {k: convert[k](v) if k in convert else v for k, v in record.items()}
+
+
+def _mistyped(record: object, path: str, file: str) -> Iterator[Violation]:
+    """Fields of a dataclass whose values are not of the declared types: JSON may hold anything."""
+    for name, hint in _hints(type(record)).items():
+        yield from _wrong(getattr(record, name), hint, f"{path}.{name}" if path else name, file)
+
+
+def _wrong(value: object, hint: Any, path: str, file: str) -> Iterator[Violation]:
+    if hint is Any:
+        return
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        if not any(not list(_wrong(value, one, path, file)) for one in args):
+            yield _unlike(value, hint, path, file)
+    elif origin is tuple and isinstance(value, tuple):
+        for i, item in enumerate(cast("tuple[object, ...]", value)):
+            yield from _wrong(item, args[0], f"{path}[{i}]", file)
+    elif origin is dict and isinstance(value, dict):
+        for key, item in cast("dict[str, object]", value).items():
+            yield from _wrong(item, args[1], f"{path}.{key}", file)
+    elif origin is None and isinstance(value, hint if hint is not float else int | float):
+        if isinstance(value, bool) and hint is not bool:
+            yield _unlike(value, hint, path, file)
+        elif is_dataclass(value):
+            yield from _mistyped(value, path, file)
+    else:
+        yield _unlike(value, hint, path, file)
+
+
+def _unlike(value: object, hint: Any, path: str, file: str) -> Violation:
+    wanted = getattr(hint, "__name__", "") if get_origin(hint) is None else str(hint)
+    return Violation(path=path, law=f"expected {wanted}", value=repr(value)[:80], file=file)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def relative_gap(objective: float, dual_bound: float | None) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import typer
 
@@ -31,10 +32,13 @@ for module in (demo, planning, fleet, load, cycle, models):
 
 def main() -> None:
     """Run the command line; turn foreseen errors into one clear message and an exit code."""
+    as_json = "--json" in sys.argv
     try:
+        if as_json:
+            sys.exit(_run_for_programs())
         app(standalone_mode=True)
     except EparaError as e:
-        if "--json" in sys.argv:
+        if as_json:
             print(json.dumps({"error": _as_json(e)}))
         err.print(f"[bold red]{type(e).__name__}[/]", highlight=False)
         err.print(str(e), markup=False, highlight=False, soft_wrap=True)
@@ -42,6 +46,29 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
+    except OSError as e:
+        if e.filename is None:
+            raise  # no file that an operator could do something about
+        message = f"{e.filename}: {e.strerror}"
+        if as_json:
+            print(json.dumps({"error": {"type": type(e).__name__, "message": message, "exit_code": 1}}))
+        err.print(message, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _run_for_programs() -> int:
+    """As a program asks: what is wrong with the arguments is said in JSON too. Returns the exit code."""
+    try:
+        return app(standalone_mode=False) or 0
+    except Exception as e:
+        # Typer brings its own copy of click or uses the installed one; both call what they raise the same.
+        say: Any = getattr(e, "format_message", None)
+        code = getattr(e, "exit_code", None)
+        if say is None or not isinstance(code, int):
+            raise
+        print(json.dumps({"error": {"type": type(e).__name__, "message": say(), "exit_code": code}}))
+        err.print(say(), markup=False, highlight=False, soft_wrap=True)
+        return code
 
 
 def _as_json(e: EparaError) -> dict[str, object]:

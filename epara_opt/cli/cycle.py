@@ -64,7 +64,6 @@ def run(
         elif event.kind not in (EventKind.OBSERVED, EventKind.PROGRESS):
             err.print(f"{event.kind.value:>12}  {event.message}", highlight=False, markup=False)
 
-    store.mkdir(parents=True, exist_ok=True)
     with GrpcFleet() as fleet, Store(store / STORE_FILE) as kept:
         cycle = ControlCycle(
             loaded.topology, loaded.catalogue, planner, fleet, kept, clock, settings=settings, on_event=show

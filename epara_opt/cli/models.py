@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, require_writable
 from epara_opt.errors import InputError, Violation
 
 app = typer.Typer(help="Small models of real architectures, made on the spot.", no_args_is_help=True)
@@ -28,6 +28,7 @@ def make(
     """Write small models with random weights: llama, segformer, vit, yolos, bert, whisper. For demos and tests."""
     from epara_executors.tiny_models import make_all
 
+    require_writable(out / "folder")
     for kind, folder in make_all(out, seed=seed).items():
         err.print(f"{kind} in {folder}", highlight=False)
 
@@ -78,6 +79,7 @@ def profile(
     if out is None and not loaded.profile_files:
         raise InputError(Violation(path="out", law="expected --out, the topology names no profile file"))
     target = out or loaded.profile_files[-1]
+    require_writable(target)
     sizes = numbers_of(batches)
     wanted = [s for s in edge.services.values() if not service or s.name in service]
     models = {s.model.profile_name: s for s in wanted}

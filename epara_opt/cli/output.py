@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -60,8 +61,26 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(Violation(path=what, law=f"expected a readable file: {e.strerror}", value=str(path))) from None
 
 
+def require_writable(path: Path | None) -> None:
+    """Refuse a file that could not be written, before the work whose result it would hold is done."""
+    if path is None:
+        return
+    law = ""
+    if path.is_dir():
+        law = "expected a file, this is a folder"
+    else:
+        nearest = next(p for p in path.absolute().parents if p.exists())
+        if not nearest.is_dir():
+            law = f"expected a folder at {nearest}, this is a file"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            law = f"expected a writable file: no permission in {nearest}"
+    if law:
+        raise InputError(Violation(path="out", law=law, value=str(path)))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    require_writable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".new")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, read_text, working, write_text
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, read_text, require_writable, working, write_text
 
 if TYPE_CHECKING:
     from epara_opt.domain.profile import ProfileCatalogue
@@ -69,6 +69,7 @@ def plan(
     from epara_opt.report.terminal import plan_view
     from epara_opt.topology import load_topology
 
+    require_writable(out)
     loaded = load_topology(topology)
     rules = loaded.rules if max_tenants is None else replace(loaded.rules, max_tenants=max_tenants)
     in_force = read_plan(previous) if previous else None
@@ -126,6 +127,7 @@ def report(
     from epara_opt.report.html import render
     from epara_opt.topology import load_topology
 
+    require_writable(html)
     made = read_plan(plan_file)
     if topology is not None:
         edge = load_topology(topology).topology

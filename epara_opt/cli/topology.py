@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, working
+from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, require_writable, working
 
 if TYPE_CHECKING:
     from epara_opt.importers.document import Document
@@ -80,6 +80,7 @@ def import_(
     from epara_opt.importers.eua import import_eua
     from epara_opt.importers.graphml import import_graphml
 
+    require_writable(out)
     if source.suffix == ".graphml":
         imported = import_graphml(source, services=services, seed=seed, overload=overload)
     elif source.suffix == ".csv":
@@ -100,6 +101,7 @@ def generate(
     """Make a seeded synthetic edge: unlike servers, four categories, Zipf popularity, skewed demand."""
     from epara_opt.importers.generate import generate as make
 
+    require_writable(out)
     with working(f"generating {servers} servers"):
         made = make(servers=servers, services=services, seed=seed, overload=overload)
     _write(made, out)

@@ -49,9 +49,9 @@ def load_topology(path: Path | str, *, with_profiles: bool = True) -> LoadedTopo
         raise InputError(reader.violations)
     reader.places[""] = tree.start
     values = reader.record(TOPOLOGY, tree.pairs, "", tree.start)
-    profile_files = _profile_files(reader, values) if with_profiles else ()
+    profile_files = _profile_files(reader, values, must_exist=with_profiles)
     catalogue = ProfileCatalogue()
-    if profile_files:
+    if profile_files and with_profiles:
         try:
             catalogue = read_profiles(profile_files)
         except InputError as e:
@@ -67,12 +67,12 @@ def load_topology(path: Path | str, *, with_profiles: bool = True) -> LoadedTopo
         topology=topology,
         catalogue=catalogue,
         rules=rules,
-        files=(*tree.files, *profile_files),
+        files=(*tree.files, *(profile_files if with_profiles else ())),
         profile_files=profile_files,
     )
 
 
-def _profile_files(reader: Reader, values: dict[str, Any]) -> tuple[Path, ...]:
+def _profile_files(reader: Reader, values: dict[str, Any], *, must_exist: bool) -> tuple[Path, ...]:
     """Paths under `profiles`, each relative to the YAML file that names it."""
     named = values.get("profiles", [])
     files: list[Path] = []
@@ -82,7 +82,7 @@ def _profile_files(reader: Reader, values: dict[str, Any]) -> tuple[Path, ...]:
         where = f"profiles[{i}]" if f"profiles[{i}]" in reader.places else "profiles"
         file, line = reader.places[where]
         target = Path(file).parent / name
-        if not target.is_file():
+        if must_exist and not target.is_file():
             law = "expected a profile file that exists"
             reader.violations.append(Violation(path=where, law=law, value=str(target), file=file, line=line))
         elif target.resolve() not in {f.resolve() for f in files}:
