@@ -1,7 +1,7 @@
 """Applying a plan: one transaction over all executors.
 
-Prepare everywhere, switch, retire last. No executor routes to a replica before it is live, nor after it is gone,
-so one switch takes up to three rounds:
+Prepare everywhere (new groups, and new tenants of groups that run), switch, retire last. No executor routes to a
+replica before it is live, nor after it is gone, so one switch takes up to three rounds:
 
     open    hosts that gain replicas others will route to: old routes, old and new replicas live
     switch  everybody: new routes; replicas that leave stay live while others may still route to them
@@ -258,6 +258,9 @@ class _Transaction:
         broken: dict[str, str] = {}
         if stage.kind is ActionKind.COMMIT:
             broken |= _named(self._switch_back(stage))
+            broken |= _named(self._dismiss(stage, self._touched | broken.keys()))
+        else:
+            broken |= _named(self._dismiss(stage, set()))
         if self._current is not self._goal:
             try:
                 self._restore(stage)
@@ -271,6 +274,20 @@ class _Transaction:
             raise PartlyApplied(cause, self._before, broken) from cause
         for server, e in sorted(unclean.items()):
             cause.add_note(f"{server}: what was prepared there could not be unloaded yet: {e}")
+
+    def _dismiss(self, stage: Stage, done: set[str]) -> dict[str, FleetError]:
+        """Drop the tenants that were prepared in groups that stay: a commit of what runs says who is live.
+
+        done: servers that have been told already.
+        """
+        live = {r.id for r in self._current.replicas}
+        staying = {r.group for r in self._current.replicas}
+        servers = {
+            r.server
+            for r in self._plan.replicas
+            if r.id not in live and r.group in staying and r.group in self._prepared.get(r.server, ())
+        }
+        return self._commit_each(stage, sorted(servers - done), self._current, self._current.replicas)
 
     def _restore(self, stage: Stage) -> None:
         """From the step between back to the plan in force: unload what took the room, load again what made it."""

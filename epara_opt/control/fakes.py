@@ -1,8 +1,8 @@
 """Stand-ins for the world: a clock that is told, a fleet in memory that keeps the executors' laws, simple planners.
 
 Product code, not mocks: `FakeFleet` enforces what real executors enforce (fences, device memory, prepare before
-commit, no retire of what is committed) and says which law was broken, so that the control cycle can be driven
-through thousands of failures in a second, in tests and what-ifs.
+commit, tenants that come by a prepare and go by a commit, no retire of what is committed) and says which law was
+broken, so that the control cycle can be driven through thousands of failures in a second, in tests and what-ifs.
 """
 
 from __future__ import annotations
@@ -151,14 +151,24 @@ class FakeFleet:
 
     def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
         e = self._enter("prepare", address, tuple(g.group for g in groups), fence)
+        for spec in groups:
+            known = e.specs.get(spec.group)
+            if known is not None and replace(known, tenants=()) != replace(spec, tenants=()):
+                raise ExecutorRefused(e.server, f"{spec.group}: expected the devices and shape it was prepared with")
+        live = {g.group: {t.service: t for t in g.tenants} for g in e.committed.groups} if e.committed else {}
         before = {g: dict(t) for g, t in e.loaded.items()}, dict(e.specs)
         for spec in groups:
-            tenants = e.loaded.setdefault(spec.group, {})
-            tenants.update({t.service: t for t in spec.tenants})
+            tenants = {**live.get(spec.group, {}), **{t.service: t for t in spec.tenants}}
+            e.loaded[spec.group] = tenants
             e.specs[spec.group] = replace(spec, tenants=tuple(tenants[s] for s in sorted(tenants)))
         over = self._over_memory(e)
         if over:
             e.loaded, e.specs = before
+            for spec in groups:
+                if spec.group in live:  # nobody that an earlier prepare had added survives
+                    e.loaded[spec.group] = live[spec.group]
+                    tenants = live[spec.group]
+                    e.specs[spec.group] = replace(spec, tenants=tuple(tenants[s] for s in sorted(tenants)))
             raise ExecutorRefused(e.server, over)
 
     def commit(self, address: str, spec: CommitSpec, fence: Fence, *, deadline_s: float) -> None:

@@ -1,13 +1,14 @@
-"""Plans as executors can run them: the tenants of a running group never change.
+"""Plans as executors can run them: what cannot be changed in a running group becomes a new one.
 
-A planner may keep a resident group and change its company: executors load a group as a whole, in one worker, so
-such a group becomes a new one on the same devices. Its loads are priced like any other's, and the objective with
-them. Groups that keep their tenants (in whatever batches) keep their ids.
+A group of one device takes tenants in while the others keep serving, so nothing is to be done for it. A group of
+several ranks would have to pause for as long as the newcomer loads, which no plan prices, and no group changes its
+shape or its place: such a group gets a new id on the devices planned, its loads are priced like any other's, and the
+objective with them. Tenants that leave, and batches that change, never need that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from epara_opt.control.deploy import replicas_by_group
@@ -19,13 +20,11 @@ from epara_opt.problem import PlacementProblem
 
 
 def regrouped(plan: Plan, in_force: Plan | None, problem: PlacementProblem) -> Plan:
-    """`plan` with a new id for each kept group whose tenants differ from those in force; itself if there is none."""
+    """`plan` with a new id for each group that cannot become in place what is planned; itself if there is none."""
     if in_force is None:
         return plan
-    before = {g: {r.service for r in rs} for g, rs in replicas_by_group(in_force.replicas).items()}
-    changed = {
-        g for g, rs in replicas_by_group(plan.replicas).items() if g in before and before[g] != {r.service for r in rs}
-    }
+    before = replicas_by_group(in_force.replicas)
+    changed = {g for g, rs in replicas_by_group(plan.replicas).items() if g in before and not _in_place(before[g], rs)}
     if not changed:
         return plan
     renamed: dict[str, Replica] = {}
@@ -45,8 +44,16 @@ def regrouped(plan: Plan, in_force: Plan | None, problem: PlacementProblem) -> P
         objective=objective,
         gap=relative_gap(objective, plan.dual_bound),
         actions=(),
-        notes=(*plan.notes, f"{len(changed)} group(s) change tenants and are loaded anew"),
+        notes=(*plan.notes, f"{len(changed)} group(s) cannot change in place and are loaded anew"),
     )
+
+
+def _in_place(old: Sequence[Replica], new: Sequence[Replica]) -> bool:
+    """Whether executors can turn one set of tenants of a group into the other while those that stay keep serving."""
+    a, b = old[0], new[0]
+    if (a.server, a.device_type, a.devices, a.tp, a.pp) != (b.server, b.device_type, b.devices, b.tp, b.pp):
+        return False
+    return len(b.devices) == 1 or {r.id for r in new} <= {r.id for r in old}
 
 
 def _name(replica: str, renamed: Mapping[str, Replica]) -> str:

@@ -50,7 +50,8 @@ def reconcile(known: Plan | None, state: FleetState, topology: Topology) -> Runn
     """Of the planner's plan and those of the executors the one of the highest generation is in force.
 
     `state` must have been observed with plans. A group of another plan that its executor still runs is adopted:
-    the next plan may keep it, and the next change retires it otherwise.
+    the next plan may keep it, and the next change retires it otherwise. A tenant that was prepared in a known group
+    and never committed leaves when its server is committed again.
     """
     plans = {name: _plan_of(executor, topology) for name, executor in state.executors.items()}
     newest = known
@@ -77,6 +78,9 @@ def reconcile(known: Plan | None, state: FleetState, topology: Topology) -> Runn
                     fresh.setdefault(r.group, []).append(r)
             described.update(fresh)
         replicas.update({r.id: r for g in reported & described.keys() for r in described[g]})
+        tenants = {r.id for rs in described.values() for r in rs}
+        if any(r.group in described and r.state == "ready" and r.replica not in tenants for r in executor.replicas):
+            stale.add(name)
         unknown = reported - described.keys()
         if unknown:
             strays[name] = tuple(sorted(unknown))

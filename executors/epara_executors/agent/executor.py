@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from epara_executors.agent.counters import ServiceCounters
-from epara_executors.agent.group import DeviceGroup, GroupFailed, same_content
+from epara_executors.agent.group import DeviceGroup, GroupFailed
 from epara_executors.agent.persistence import CommittedStore, Remembered
 from epara_executors.agent.routing_table import ServiceRouting, build
 from epara_executors.agent.worker_link import WorkerLauncher
@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 
 def older(a: Fence, b: Fence) -> bool:
     return (a.epoch, a.generation) < (b.epoch, b.generation)
+
+
+def _given_up(group: DeviceGroup) -> bool:
+    """Failed before it was ever committed: the next Prepare starts anew."""
+    return group.state in ("failed", "stopped") and not group.persistent
 
 
 class Executor:
@@ -97,38 +102,52 @@ class Executor:
     # Control calls
 
     async def prepare(self, specs: Sequence[GroupSpec], fence: Fence) -> None:
-        """Load groups beside what runs; returns when all are ready. A failure unloads what this call started."""
+        """Load groups beside what runs, and new tenants into groups that run; returns when all are ready.
+
+        A failure unloads what this call started, and nothing else.
+        """
         await self._pass_fence(fence)
         for spec in specs:
             self._check(spec)
         started: list[DeviceGroup] = []
+        grown: list[DeviceGroup] = []
         awaited: list[DeviceGroup] = []
+        loads: list[asyncio.Future[None]] = []
         for spec in specs:
             group = self.groups.get(spec.group)
-            if group is None or (group.state in ("failed", "stopped") and not group.persistent):
+            if group is None or _given_up(group):
                 group = self._start(spec, persistent=False)
                 started.append(group)
+                loads.append(asyncio.ensure_future(group.wait_ready()))
+            else:
+                if group.lacks(spec):
+                    grown.append(group)
+                loads.append(asyncio.ensure_future(group.hold(spec)))
             awaited.append(group)
             group.num_waiting_prepares += 1
         try:
-            loads = [asyncio.ensure_future(g.wait_ready()) for g in awaited]
             try:
                 await asyncio.gather(*loads)
             finally:
                 for load in loads:
                     load.cancel()
         except GroupFailed as e:
-            await self._abandon(started, awaited)
+            await self._abandon(started, grown, awaited)
             raise ExecutorRefused(self.server, str(e)) from e
         except asyncio.CancelledError:
-            await asyncio.shield(self._abandon(started, awaited))
+            await asyncio.shield(self._abandon(started, grown, awaited))
             raise
         for group in awaited:
             group.num_waiting_prepares -= 1
 
-    async def _abandon(self, started: Sequence[DeviceGroup], awaited: Sequence[DeviceGroup]) -> None:
+    async def _abandon(
+        self, started: Sequence[DeviceGroup], grown: Sequence[DeviceGroup], awaited: Sequence[DeviceGroup]
+    ) -> None:
         for group in awaited:
             group.num_waiting_prepares -= 1
+        for group in grown:
+            if group.num_waiting_prepares == 0:
+                await group.dismiss()
         for group in started:
             if group.num_waiting_prepares == 0 and not group.persistent:
                 await self._unload(group)
@@ -152,10 +171,9 @@ class Executor:
                 law = f"{spec.group}.{tenant.replica}: expected batch and frames >= 1"
                 raise ExecutorRefused(self.server, f"{law}, got {tenant.batch} and {tenant.frames}")
         known = self.groups.get(spec.group)
-        if known is not None and not same_content(known.spec, spec):
-            raise ExecutorRefused(
-                self.server, f"{spec.group}: expected the content it was prepared with, got another one"
-            )
+        if known is not None and not _given_up(known) and not known.can_become(spec):
+            law = "expected the devices, shape and models it was prepared with"
+            raise ExecutorRefused(self.server, f"{spec.group}: {law}, got others")
 
     async def commit(self, spec: CommitSpec, fence: Fence) -> None:
         """Switch routes and live groups at once. Every group must be prepared (or live already)."""
@@ -169,6 +187,9 @@ class Executor:
                 if group is None or not (group.is_ready or group.persistent):
                     state = "not prepared" if group is None else f"{group.state} {group.detail}".strip()
                     raise ExecutorRefused(self.server, f"{g.group}: expected prepared and ready, got {state}")
+                if group.lacks(g):
+                    absent = ", ".join(t.replica for t in g.tenants if t.replica not in group.replicas)
+                    raise ExecutorRefused(self.server, f"{absent}: expected prepared and ready, got not prepared")
             try:
                 await self._remember(seen=fence, committed=spec, committed_fence=fence)
             except OSError as e:
@@ -180,7 +201,7 @@ class Executor:
         for g in spec.groups:
             group = self.groups[g.group]
             group.persistent = True
-            group.tune(g)
+            group.adopt(g)
         for name, group in self.groups.items():
             if name not in live:
                 group.persistent = False
@@ -247,11 +268,12 @@ class Executor:
             routing = self.routing.get(name)
             streams = routing.num_streams(now) if routing else 0
             services.append(counters.observation(at=now, streams=streams))
-        live = {g.group for g in self.committed.groups} if self.committed else set[str]()
+        live = {t.replica for g in self.committed.groups for t in g.tenants} if self.committed else set[str]()
         replicas: list[ReplicaObservation] = []
         for name, group in sorted(self.groups.items()):
             for r in group.replicas.values():
-                state = "live" if group.state == "ready" and name in live else group.state
+                state = group.state_of(r)
+                state = "live" if state == "ready" and r.spec.replica in live else state
                 replicas.append(
                     ReplicaObservation(
                         replica=r.spec.replica,

@@ -15,12 +15,13 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epara_executors.agent.replica import Replica
 from epara_executors.agent.requests import Answer, BadRequest, Broken, Job, Token, TooLate
+from epara_executors.agent.tenancy import Tenancy, changeable, load_fields
 from epara_executors.agent.worker_link import LoadFailed, WorkerLauncher, WorkerLink, tensors_by_count
 from epara_executors.worker.frames import Frame, Tensor
 from epara_opt.control.ports import GroupSpec
@@ -67,11 +68,10 @@ class DeviceGroup:
     ) -> None:
         """persistent: keep restarting even if the first load fails (it is part of a committed plan)."""
         self._hung_after_s = hung_after_s
-        self.spec = spec
+        self._tenancy = Tenancy(spec, queued=self.queued)
         self.state = "loading"
         self.detail = ""
         self.persistent = persistent
-        self.replicas: dict[str, Replica] = {t.replica: Replica(t) for t in spec.tenants}
         self.busy_s = 0.0
         self.num_waiting_prepares = 0
         self._launcher = launcher
@@ -87,6 +87,18 @@ class DeviceGroup:
         self._settled: asyncio.Future[None] = self._loop.create_future()  # first load ended, well or not
         self._settled.add_done_callback(lambda f: f.cancelled() or f.exception())  # seen, even if nobody asks
         self._supervisor: asyncio.Task[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []  # for the next worker to be ready, or to fail
+        self._changes: set[asyncio.Task[None]] = set()
+
+    @property
+    def spec(self) -> GroupSpec:
+        """What is live: committed, or what the group was first prepared with. Every new worker loads this."""
+        return self._tenancy.spec
+
+    @property
+    def replicas(self) -> Mapping[str, Replica]:
+        """Loaded, to be loaded by the next worker, or leaving."""
+        return self._tenancy.replicas
 
     # Life
 
@@ -116,6 +128,7 @@ class DeviceGroup:
         self._stop.set()
         if self._supervisor is not None:
             await self._supervisor
+        await asyncio.gather(*self._changes, return_exceptions=True)
         self.state = "stopped"
 
     async def _supervise(self) -> None:
@@ -138,6 +151,7 @@ class DeviceGroup:
                 lived_s = living.result()
             except LoadFailed as e:
                 self.detail = str(e)
+                self._wake(GroupFailed(f"{self.spec.group}: {e}"))
                 if not self._settled.done():
                     self._settled.set_exception(GroupFailed(f"{self.spec.group}: {e}"))
                 if not self.persistent:
@@ -153,18 +167,20 @@ class DeviceGroup:
         stopped.cancel()
         if not self._settled.done():
             self._settled.set_exception(GroupFailed(f"{self.spec.group}: unloaded before it was ready"))
+        self._wake(GroupFailed(f"{self.spec.group}: unloaded"))
         self._lose("the group was unloaded")
 
     async def _live(self) -> float:
         """One worker from launch to end; returns how long it was ready. Raises LoadFailed."""
         self.state = "loading"
-        link = await WorkerLink.open(self._launcher, _load_fields(self.spec), self._socket_path)
+        link = await WorkerLink.open(self._launcher, load_fields(self.spec), self._socket_path)
         self._link = link
-        for name, replica in self.replicas.items():
-            replica.loaded = link.loaded[name]
+        self._tenancy.attach(link)
         self.state, self.detail = "ready", ""
         if not self._settled.done():
             self._settled.set_result(None)
+        self._wake(None)
+        self._change()  # a commit may have come while it loaded
         ready_at = self._loop.time()
         watching = asyncio.create_task(self._watch(link), name=f"watch {self.spec.group}")
         try:
@@ -197,34 +213,96 @@ class DeviceGroup:
         self._flights.clear()
         for replica in self.replicas.values():
             replica.reset()
+        self._tenancy.detach()
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(WorkerLost(detail))
         self._quiet.set()
 
-    def tune(self, spec: GroupSpec) -> None:
-        """Apply a plan's changed batch limits and predictions to a running group of the same content."""
-        self.spec = spec
+    # Tenants
+
+    def lacks(self, spec: GroupSpec) -> bool:
+        """Whether a Prepare or Commit of `spec` asks for tenants that are not here."""
+        return bool(self._tenancy.lacks(spec))
+
+    def can_become(self, spec: GroupSpec) -> bool:
+        return changeable(self.spec, (r.spec for r in self.replicas.values()), spec)
+
+    async def hold(self, spec: GroupSpec) -> None:
+        """Load what `spec` has beside what is live, which keeps serving. Raises GroupFailed; what is live stays."""
+        tenancy = self._tenancy
+        tenancy.add(spec)
+        if not tenancy.lacks(spec):
+            self._change()  # an earlier Prepare may have added others
+            if not self.is_ready:
+                await self.wait_ready()
+            return
+        if self._link is None:
+            attempt: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append(attempt)
+            await attempt
+            tenancy.add(spec)  # what a worker takes down with it was not live
+        await asyncio.shield(self._change())
+        for name in tenancy.lacks(spec):
+            said = tenancy.refused.get(name) or self.detail or "taken back while it loaded"
+            raise GroupFailed(f"{spec.group}: {name}: {said}")
+
+    async def dismiss(self) -> None:
+        """Unload what was prepared beside what is live."""
+        self._tenancy.dismiss()
+        await asyncio.shield(self._change())
+
+    def adopt(self, spec: GroupSpec) -> None:
+        """`spec` is live from now on: batch limits and predictions change, who is not in it leaves once idle."""
+        changed = self._tenancy.adopt(spec)
         if self.state == "draining":
             self.state = "ready"
-        for tenant in spec.tenants:
-            replica = self.replicas[tenant.replica]
-            limits = (replica.spec.batch, replica.spec.frames)
-            replica.tune(tenant)
-            if self._link is not None and limits != (tenant.batch, tenant.frames):
-                told = {"replica": tenant.replica, "batch": tenant.batch, "frames": tenant.frames}
-                self._link.send(Frame("tune", told))
+        for replica in changed:
+            if self._link is not None:
+                t = replica.spec
+                self._link.send(Frame("tune", {"replica": t.replica, "batch": t.batch, "frames": t.frames}))
+        self._change()
+
+    def state_of(self, replica: Replica) -> str:
+        """The group's state, but for a tenant that comes or leaves."""
+        if self.state != "ready":
+            return self.state
+        if replica.spec.replica not in self._tenancy.wanted:
+            return "draining"
+        return "ready" if replica.loaded is not None else "loading"
+
+    def _change(self) -> asyncio.Task[None]:
+        change = asyncio.create_task(self._tenancy.conform(), name=f"tenants of {self.spec.group}")
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+        return change
+
+    def _wake(self, error: GroupFailed | None) -> None:
+        """A worker is ready, or failed to become so."""
+        for attempt in self._waiting:
+            if attempt.done():
+                continue
+            if error is None:
+                attempt.set_result(None)
+            else:
+                attempt.set_exception(error)
+        self._waiting.clear()
 
     # Work
 
     def submit(self, replica: Replica, job: Job) -> None:
         """Queue a job; its `answer` ends with Answer, a Refusal or WorkerLost."""
-        if not self.is_ready:
-            job.answer.set_exception(WorkerLost(self.detail or f"group {self.spec.group} is {self.state}"))
+        if not self._serves(replica):
+            why = f"{replica.spec.replica} has left" if self.is_ready else f"group {self.spec.group} is {self.state}"
+            job.answer.set_exception(WorkerLost(self.detail or why))
             return
         self._quiet.clear()
         replica.queue.append(job)
         self._pump()
+
+    def _serves(self, replica: Replica) -> bool:
+        known = self.replicas.get(replica.spec.replica) is replica
+        return self.is_ready and known and replica.loaded is not None
 
     def withdraw(self, replica: Replica, job: Job) -> None:
         """The caller no longer wants it. Frees its place, and its slot if it is a generation."""
@@ -241,7 +319,7 @@ class DeviceGroup:
 
     def finish_at(self, replica: Replica, *, rows: int, due_at: float) -> float:
         """When a job that came now would be answered; infinite while there is no worker."""
-        if not self.is_ready:
+        if not self._serves(replica):
             return math.inf
         now = self._loop.time()
         if replica.generates:
@@ -320,6 +398,7 @@ class DeviceGroup:
             self._timer = self._loop.call_at(wake_at, self._pump)
         if not self._flights and not any(r.queue for r in self.replicas.values()):
             self._quiet.set()
+        self._tenancy.moved()
 
     def _num_batches(self) -> int:
         return sum(1 for f in self._flights.values() if not f.replica.generates)
@@ -353,7 +432,10 @@ class DeviceGroup:
             self._on_result(frame.fields, frame.tensors)
         elif frame.type == "token":
             self._on_token(frame.fields)
+        elif frame.type in ("loaded", "refused", "ready"):
+            self._tenancy.on_frame(frame)
         elif frame.type == "failed":
+            self.detail = str(frame.fields.get("detail", ""))
             log.error("group %s: worker failed: %s", self.spec.group, frame.fields.get("detail"))
 
     def _on_token(self, fields: Mapping[str, Any]) -> None:
@@ -409,30 +491,6 @@ class DeviceGroup:
             replica.served += 1
             if not job.answer.done():
                 job.answer.set_result(Answer(tensors=_as_tensors(outputs), server=self.spec.server))
-
-
-def same_content(a: GroupSpec, b: GroupSpec) -> bool:
-    """Whether a running group can become the other in place: all but batch limits and predictions agree."""
-
-    def fixed(g: GroupSpec) -> GroupSpec:
-        tenants = tuple(
-            replace(t, batch=1, frames=1, deadline_ms=0, fps=0, response_ms=0, work_per_s=0, tpot_ms=0)
-            for t in sorted(g.tenants, key=lambda t: t.replica)
-        )
-        return replace(g, tenants=tenants)
-
-    return fixed(a) == fixed(b)
-
-
-def _load_fields(spec: GroupSpec) -> dict[str, Any]:
-    return {
-        "group": spec.group,
-        "device_kind": spec.device_kind,
-        "devices": list(spec.devices),
-        "tp": spec.tp,
-        "pp": spec.pp,
-        "tenants": [asdict(t) for t in spec.tenants],
-    }
 
 
 def _rows_due(replica: Replica, due_at: float) -> int:

@@ -240,6 +240,8 @@ class RequestHandler:
                     raise Unavailable(f"{ticket.routing.service}: {e}, after part of the answer was sent") from e
                 if loop.time() >= ticket.hard_at:
                     break
+                # What it was opened under may be gone by now; a plan that came since knows where to.
+                ticket.routing = self._executor.routing.get(ticket.routing.service, ticket.routing)
         if isinstance(last, Shed):
             raise last
         if last is not None:

@@ -8,6 +8,7 @@ Speaks the whole frame protocol. What it does is set by a tenant's `source`, a U
     width          input `x` is FP32 [-1, width]; output `y` equals it
     load_ms        loading takes this long
     fail_load      a text: loading fails with it
+    crash_load     not 0: loading it beside others ends the process with status 70
     refuse_above   a request with a larger element is answered INVALID_ARGUMENT
     crash_above    a larger element ends the process with status 70, without a word
     hang_above     a larger element is never answered
@@ -49,6 +50,7 @@ class _Tenant:
     load_ms: float = 0.0
     width: int = 4
     fail_load: str = ""
+    crash_load: float = 0.0
     refuse_above: float = np.inf
     crash_above: float = np.inf
     hang_above: float = np.inf
@@ -89,6 +91,7 @@ class EchoWorker:
         self._tenants: dict[str, _Tenant] = {}
         self._batches: asyncio.Queue[Frame] = asyncio.Queue()
         self._generations: dict[str, asyncio.Task[None]] = {}
+        self._loads: list[asyncio.Task[None]] = []
 
     async def serve(self) -> int:
         """Until told to stop, or the agent is gone. Returns the exit status."""
@@ -97,7 +100,9 @@ class EchoWorker:
             while True:
                 frame = await frames.read(self._reader)
                 if frame.type == "load":
-                    if not await self._load(frame.fields):
+                    if self._tenants:
+                        self._loads.append(asyncio.create_task(self._load_beside(frame.fields)))
+                    elif not await self._load(frame.fields):
                         return 1
                 elif frame.type == "infer":
                     self._take(frame)
@@ -133,6 +138,24 @@ class EchoWorker:
             self._send(tenant.loaded(time.monotonic() - started_at))
         self._send(Frame("ready"))
         return True
+
+    async def _load_beside(self, fields: Mapping[str, Any]) -> None:
+        wanted = {str(t["replica"]): t for t in fields["tenants"]}
+        self._tenants = {n: t for n, t in self._tenants.items() if n in wanted}
+        for name, raw in wanted.items():
+            started_at = time.monotonic()
+            tenant = self._tenants.get(name) or _Tenant.from_fields(raw)
+            if name not in self._tenants:
+                await asyncio.sleep(tenant.load_ms / 1000.0)
+            tenant.batch = int(raw["batch"])
+            if tenant.fail_load:
+                self._send(Frame("refused", {"replica": name, "detail": tenant.fail_load}))
+                continue
+            if tenant.crash_load:
+                os._exit(CRASH_STATUS)
+            self._tenants[name] = tenant
+            self._send(tenant.loaded(time.monotonic() - started_at))
+        self._send(Frame("ready"))
 
     def _take(self, frame: Frame) -> None:
         tenant = self._tenants[str(frame.fields["replica"])]

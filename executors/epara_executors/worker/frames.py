@@ -8,6 +8,8 @@ length). No pickle: a worker reads only what is here. The agent listens, rank 0 
 Agent to worker
   load    {group, device_kind, devices, tp, pp, tenants: [{replica, service, source, task, batch, frames,
            prompt_tokens, output_tokens, ... every field of TenantSpec}]}
+          A later load lists all tenants anew: those not in it are dropped, those held are tuned, new ones are loaded,
+          beside what serves in a group of one rank, between two turns in others. One load at a time.
   infer   {id, replica, requests: [{id, rows, params, outputs}], counts: [number of tensors of each request]} + tensors:
           `outputs` names those wanted (empty: all); for each request in order its input tensors. One batch; the
           worker runs batches of a group one at a
@@ -23,13 +25,15 @@ Agent to worker
 Worker to agent
   loaded  {replica, memory_bytes, load_s, inputs: [[name, datatype, shape]], outputs: [[name, datatype, shape]]}
           one per tenant; -1 in a shape is variable, a leading -1 is the batch
-  ready   {}                             every tenant loaded and warmed up
+  ready   {}                             every tenant loaded and warmed up, or refused
+  refused {replica, detail}              of a later load, when others are held: this one could not be loaded
   token   {replica, id, index, token, text, done, finish_reason}     id is the infer's; where params.stream
   result  {id, replica, batch_ms, requests: [{id, ok: true, tensors: n}
            | {id, ok: false, code: "INVALID_ARGUMENT" | "INTERNAL", message}]} + output tensors concatenated in
           the same manner. Generation answers `text` (BYTES [1]) and `tokens` (INT64 [n]).
   measured {median_ms}
-  failed  {detail, unsupported}          then the process exits; unsupported: no runner serves this model in this shape
+  failed  {detail, unsupported}          of a load into an empty worker, or of anything else; then the process exits;
+          unsupported: no runner serves this model in this shape
 
 A worker whose socket is closed by the agent exits; so no worker outlives its agent. An unexpected end of the worker
 fails what it had in flight; the agent retries that elsewhere if its deadline allows, and restarts the worker.

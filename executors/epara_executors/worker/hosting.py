@@ -144,10 +144,11 @@ class Host:
                 self._ranks.report(self._opened(order.fields))
                 continue
             replica = str(order.fields["replica"])
-            held = self._followed[replica]
             if order.type == "close":
-                del self._followed[replica]
-            elif isinstance(held, DecoderPart) and order.type == "resize":
+                self._followed.pop(replica, None)  # absent where it could not be opened
+                continue
+            held = self._followed[replica]
+            if isinstance(held, DecoderPart) and order.type == "resize":
                 held.resize(int(order.fields["batch"]), self._ranks.pp)
             elif isinstance(held, DecoderPart) and order.type == "step":
                 held.follow(Step.from_fields(order.fields))

@@ -109,24 +109,34 @@ class Loop:
                 self._wire.write(held.loaded())
             else:
                 fresh.append(tenant)
-        if self._loads_beside and self._hosted and fresh:
+        held = bool(self._hosted)  # then nobody's load may cost the others their lives
+        if self._loads_beside and held and fresh:
             self._loading += 1
             threading.Thread(target=self._load_beside, args=(fresh,), name="load", daemon=True).start()
-        else:
-            for tenant in fresh:
+            return
+        for tenant in fresh:
+            try:
                 self._enter(self._host.host(tenant))
-            self._wire.write(Frame("ready"))
+            except LoadError as error:
+                if not held:
+                    raise
+                self._host.close(tenant.replica)
+                self._refuse(tenant.replica, str(error))
+        self._wire.write(Frame("ready"))
 
     def _load_beside(self, tenants: Sequence[Tenant]) -> None:
-        try:
-            for tenant in tenants:
+        for tenant in tenants:
+            try:
                 hosted = self._host.host(tenant)
+            except Exception as error:
+                detail = explained(error)
+                self._inbox.put(lambda replica=tenant.replica, detail=detail: self._refuse(replica, detail))
+            else:
                 self._inbox.put(lambda hosted=hosted: self._enter(hosted))
-        except Exception as error:
-            detail = explained(error)
-            self._inbox.put(lambda: _raise(LoadError(detail)))
-        else:
-            self._inbox.put(self._loaded_beside)
+        self._inbox.put(self._loaded_beside)
+
+    def _refuse(self, replica: str, detail: str) -> None:
+        self._wire.write(Frame("refused", {"replica": replica, "detail": detail}))
 
     def _loaded_beside(self) -> None:
         self._loading -= 1
@@ -271,10 +281,6 @@ class Loop:
 def explained(error: Exception) -> str:
     """An error of ours as it is; any other with its type."""
     return str(error) if isinstance(error, (LoadError, RequestError)) else f"{type(error).__name__}: {error}"
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 def _token(replica: str, item: Emitted) -> Frame:
