@@ -46,10 +46,12 @@ def make_plan(
     from epara_solvers.registry import make_planner
 
     from epara_opt.control.diff import actions
+    from epara_opt.control.regroup import regrouped
     from epara_opt.verify import verify
 
     topology: Topology = problem.topology
     made = make_planner(solver).plan(problem, generation=generation, time_limit_s=time_limit_s, in_force=in_force)
+    made = regrouped(made, in_force, problem)
     made = made.with_actions(actions(in_force, made, topology, catalogue))
     verify(made, topology, catalogue, problem=problem)
     return made
