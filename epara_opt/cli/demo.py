@@ -246,7 +246,7 @@ def _report(m: _Measured, loaded: LoadedTopology, folder: Path) -> tuple[list[Ph
 
     from epara_opt.cli.cycle import history_points
     from epara_opt.cli.demo_figures import phase, recovery_s
-    from epara_opt.cli.load import windows
+    from epara_opt.cli.load import totals, windows
     from epara_opt.domain.category import categorize
     from epara_opt.report.history import HistoryPoint
     from epara_opt.report.html import render
@@ -261,7 +261,7 @@ def _report(m: _Measured, loaded: LoadedTopology, folder: Path) -> tuple[list[Ph
     phases = [phase(name, m.report, edge.services, start, end) for name, start, end in spans]
     recovered = recovery_s(m.report, m.killed_at_s, m.end_s)
     load = windows(m.report)
-    out.print(load_table(load))
+    out.print(load_table(totals(m.report)))
     table = Table("phase", "seconds", "goodput", "offered", "SLO attainment", "p99 ms", "timeouts")
     for p in phases:
         span = f"{p.start_s:.0f}-{p.end_s:.0f}"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from epara_opt.cli.load import percentile
+
 if TYPE_CHECKING:
     from epara_executors.load import LoadReport
 
@@ -44,7 +46,7 @@ def phase(name: str, report: LoadReport, services: Mapping[str, Service], start_
         goodput=goodput,
         slo_attainment=part.slo_attainment,
         timeouts=sum(r.outcome == "timeout" for r in part.records),
-        p99_ms=answered[int(0.99 * (len(answered) - 1))] if answered else 0.0,
+        p99_ms=percentile(answered, 0.99) or 0.0,
     )
 
 

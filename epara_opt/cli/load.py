@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +57,7 @@ def load(
 
         generator = LoadGenerator(specs, duration_s=duration_s, seed=seed, max_requests=max_requests, on_progress=show)
         report = LoadRun(generator).start().result()
-    emit(report.to_dict(), load_table(windows(report)), as_json=as_json)
+    emit(report.to_dict(), load_table(totals(report)), as_json=as_json)
 
 
 def load_specs(
@@ -139,8 +141,18 @@ def windows(report: LoadReport, *, window_s: float = 1.0) -> tuple[LoadWindow, .
                 late=sum(r.outcome == "late" for r in mine),
                 shed=sum(r.outcome == "shed" for r in mine),
                 failed=sum(r.outcome in ("failed", "timeout") for r in mine),
-                p50_ms=answered[len(answered) // 2] if answered else None,
-                p99_ms=answered[int(0.99 * (len(answered) - 1))] if answered else None,
+                p50_ms=percentile(answered, 0.50),
+                p99_ms=percentile(answered, 0.99),
             )
         )
     return tuple(made)
+
+
+def totals(report: LoadReport) -> tuple[LoadWindow, ...]:
+    """One window per service over the whole run, so that percentiles are the run's own."""
+    return windows(report, window_s=report.duration_s + 1.0)
+
+
+def percentile(ascending: Sequence[float], q: float) -> float | None:
+    """Nearest rank: the smallest value that at least q of all do not exceed. None where there is none."""
+    return ascending[max(0, math.ceil(q * len(ascending)) - 1)] if ascending else None
