@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from epara_opt.domain.category import Category, Scale, is_timely
 from epara_opt.domain.parallel import ParallelConfig
@@ -20,6 +22,12 @@ from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import InputError, Violation
 from epara_opt.units import bytes_to_gib
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+TRIED_PER_KEPT = 100  # combinations looked at for each content that may be kept; beyond it tenants are limited
+CHUNK = 100_000  # combinations at a time: some 30 MB of arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,62 +155,158 @@ def contents_of(
                     and is_timely(service, p.response_ms, p.tpot_ms)
                 ):
                     options.setdefault(shape, {}).setdefault(name, []).append(p)
-    kept: dict[int, list[Content]] = {}
+    tables = [(shape, _Options.of(topology, by_name, slacks)) for shape, by_name in sorted(options.items())]
+    kept: list[Content] = []
     notes: list[str] = []
     for num_tenants in range(1, rules.max_tenants + 1):
-        work = sum(
-            math.prod(len(by_name[n]) for n in names)
-            for by_name in options.values()
-            for names in itertools.combinations(by_name, num_tenants)
-        )
-        made: list[Content] | None = None
-        if work <= 100 * rules.max_contents:
-            made = [
-                content
-                for shape, by_name in sorted(options.items())
-                for names in itertools.combinations(sorted(by_name), num_tenants)
-                for content in _undominated(
-                    topology, device_type, shape, [by_name[n] for n in names], memory, slacks, rules
-                )
-            ]
-        if made is None or sum(map(len, kept.values())) + len(made) > rules.max_contents:
+        room = rules.max_contents - len(kept)
+        found: list[tuple[tuple[int, int], list[tuple[Performance, ...]]]] = []
+        if sum(table.num_combinations(num_tenants) for _, table in tables) <= TRIED_PER_KEPT * rules.max_contents:
+            for shape, table in tables:
+                found.append((shape, table.undominated(num_tenants, memory, at_most=room)))
+                room -= len(found[-1][1])
+                if room < 0:
+                    break
+        else:
+            room = -1
+        if room < 0:
             notes.append(
                 f"{device_type}: groups hold at most {num_tenants - 1} service(s) in this plan: more would "
                 f"exceed max_contents = {rules.max_contents}; the bound holds under that rule"
             )
             break
-        kept[num_tenants] = made
-    return tuple(c for made in kept.values() for c in made), notes
-
-
-def _undominated(
-    topology: Topology,
-    device_type: str,
-    shape: tuple[int, int],
-    choices: Sequence[Sequence[Performance]],
-    memory: int,
-    slacks: Mapping[str, Sequence[float]],
-    rules: PlanningRules,
-) -> list[Content]:
-    front: list[tuple[tuple[float, ...], Content]] = []
-    for combo in itertools.product(*choices):
-        if sum(p.memory_bytes for p in combo) > memory:
-            continue
-        total_quantum_ms = sum(p.quantum_ms for p in combo)
-        reach = [
-            len(slacks[p.service])
-            - bisect_left(slacks[p.service], p.response_in_company_ms(total_quantum_ms - p.quantum_ms))
-            for p in combo
+        kept += [
+            in_company(combo, device_type=device_type, shape=shape, rules=rules)
+            for shape, combos in found
+            for combo in combos
         ]
-        if 0 in reach or not keeps_pace(topology, combo):
-            continue
-        hunger = [-p.config.batch if topology.services[p.service].is_stream else 0 for p in combo]  # see fills_batch
-        mark = (*(p.work_per_s for p in combo), *map(float, reach), *map(float, hunger))
-        if any(all(a >= b for a, b in zip(other, mark, strict=True)) for other, _ in front):
-            continue
-        front = [(o, c) for o, c in front if not all(a >= b for a, b in zip(mark, o, strict=True))]
-        front.append((mark, in_company(combo, device_type=device_type, shape=shape, rules=rules)))
-    return [content for _, content in front]
+    return tuple(kept), notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What each service could do alone on a group of one shape, in arrays. S services by name, O options by service."""
+
+    performances: tuple[Performance, ...]  # (O,)
+    count: IntArray  # (S,) options of each service
+    start: IntArray  # (S,) its first option
+    service: IntArray  # (O,)
+    memory: IntArray  # (O,) bytes per device
+    quantum_ms: FloatArray  # (O,)
+    response_ms: FloatArray  # (O,) alone
+    num_waits: FloatArray  # (O,) pieces that may wait for others
+    work_per_s: FloatArray  # (O,)
+    tpot_ms: FloatArray  # (O,) 0 unless generation
+    hunger: FloatArray  # (O,) -batch for a stream, 0 for others: see fills_batch
+    deadline_ms: FloatArray  # (S,)
+    tpot_limit_ms: FloatArray  # (S,) inf where there is none
+    slacks: tuple[FloatArray, ...]  # (S,) of arrays: slacks of the service's edges, rising
+
+    @staticmethod
+    def of(
+        topology: Topology, by_name: Mapping[str, Sequence[Performance]], slacks: Mapping[str, Sequence[float]]
+    ) -> _Options:
+        names = sorted(by_name)
+        services = [topology.services[n] for n in names]
+        flat = tuple(p for n in names for p in by_name[n])
+        count = np.array([len(by_name[n]) for n in names], dtype=np.int64)
+        is_stream = [topology.services[p.service].is_stream for p in flat]
+        return _Options(
+            performances=flat,
+            count=count,
+            start=np.cumsum(count) - count,
+            service=np.repeat(np.arange(len(names)), count),
+            memory=np.array([p.memory_bytes for p in flat], dtype=np.int64),
+            quantum_ms=np.array([p.quantum_ms for p in flat]),
+            response_ms=np.array([p.response_ms for p in flat]),
+            num_waits=np.array([1.0 + p.num_pieces for p in flat]),
+            work_per_s=np.array([p.work_per_s for p in flat]),
+            tpot_ms=np.array([p.tpot_ms for p in flat]),
+            hunger=np.array([-float(p.config.batch) if s else 0.0 for p, s in zip(flat, is_stream, strict=True)]),
+            deadline_ms=np.array([s.deadline_ms for s in services]),
+            tpot_limit_ms=np.array([math.inf if s.tpot_ms is None else s.tpot_ms for s in services]),
+            slacks=tuple(np.array(slacks[n]) for n in names),
+        )
+
+    def num_combinations(self, num_tenants: int) -> int:
+        """Of one option each of `num_tenants` services: the elementary symmetric polynomial of the counts."""
+        ways = [1] + [0] * num_tenants
+        for count in self.count.tolist():
+            for k in range(num_tenants, 0, -1):
+                ways[k] += ways[k - 1] * count
+        return ways[num_tenants]
+
+    def undominated(self, num_tenants: int, memory: int, *, at_most: int) -> list[tuple[Performance, ...]]:
+        """The combinations worth keeping, by names and then in the options' order; ends once more than `at_most`.
+
+        Works through the sets of services in chunks, so that memory stays bounded whatever `max_contents` is.
+        """
+        found: list[tuple[Performance, ...]] = []
+        sets = np.array(list(itertools.combinations(range(len(self.count)), num_tenants)), dtype=np.int64)
+        sets = sets.reshape(-1, num_tenants)  # (G, T)
+        num_each = self.count[sets].prod(axis=1)
+        chunk = np.cumsum(num_each) // CHUNK
+        for part in np.split(np.arange(len(sets)), np.flatnonzero(np.diff(chunk)) + 1):
+            combo, group = self._combinations(sets[part], num_each[part])
+            combo, group, mark = self._feasible(combo, group, memory)
+            chosen = combo[_front(group, mark)]
+            found += [tuple(self.performances[i] for i in row) for row in chosen.tolist()]
+            if len(found) > at_most:
+                break
+        return found
+
+    def _combinations(self, sets: IntArray, num_each: IntArray) -> tuple[IntArray, IntArray]:
+        """Options (M, T) of every combination of these sets of services, the last tenant's varying fastest, and
+        which set each is of (M,)."""
+        group = np.repeat(np.arange(len(sets)), num_each)
+        rank = np.arange(len(group)) - np.repeat(np.cumsum(num_each) - num_each, num_each)
+        combo = np.empty((len(group), sets.shape[1]), dtype=np.int64)
+        for t in range(sets.shape[1] - 1, -1, -1):
+            of = sets[group, t]
+            rank, nth = np.divmod(rank, self.count[of])
+            combo[:, t] = self.start[of] + nth
+        return combo, group
+
+    def _feasible(self, combo: IntArray, group: IntArray, memory: int) -> tuple[IntArray, IntArray, FloatArray]:
+        """Those that fit in memory, keep pace and reach somebody, and their marks (M, 3 T): see `contents_of`."""
+        fits = self.memory[combo].sum(axis=1) <= memory
+        combo, group = combo[fits], group[fits]
+        total_quantum_ms = np.zeros(len(combo))
+        for t in range(combo.shape[1]):  # in this order, as `in_company` adds them
+            total_quantum_ms = total_quantum_ms + self.quantum_ms[combo[:, t]]
+        others_ms = total_quantum_ms[:, None] - self.quantum_ms[combo]
+        response_ms = self.response_ms[combo] + self.num_waits[combo] * others_ms
+        tpot_ms = np.where(self.tpot_ms[combo] > 0, self.tpot_ms[combo] + others_ms, 0.0)
+        service = self.service[combo]
+        paced = (response_ms <= self.deadline_ms[service]) & (tpot_ms <= self.tpot_limit_ms[service])
+        good = paced.all(axis=1)
+        combo, group, response_ms, service = combo[good], group[good], response_ms[good], service[good]
+        reach = np.zeros(combo.shape)
+        for s in np.unique(service).tolist():
+            mine = service == s
+            reach[mine] = len(self.slacks[s]) - np.searchsorted(self.slacks[s], response_ms[mine], side="left")
+        useful = (reach > 0).all(axis=1)
+        combo, group, reach = combo[useful], group[useful], reach[useful]
+        return combo, group, np.hstack((self.work_per_s[combo], reach, self.hunger[combo]))
+
+
+def _front(group: IntArray, mark: FloatArray) -> IntArray:
+    """Rows, in rising order, whose mark (M, K) no other of its group is at least in all; of equals the first.
+
+    In falling lexicographic order a group's first row is on its front, for nothing behind it can be at least it in
+    all. So all groups at once: keep every group's first, drop what it dominates, and again, until none is left.
+    """
+    order = np.lexsort((*(-mark.T[::-1]), group))  # stable: equals stay in their order
+    kept: list[IntArray] = []
+    while len(order):
+        sorted_group = group[order]
+        is_first = np.ones(len(order), dtype=np.bool_)
+        is_first[1:] = sorted_group[1:] != sorted_group[:-1]
+        first = order[is_first]
+        kept.append(first)
+        against = mark[first][np.cumsum(is_first) - 1]
+        order = order[(mark[order] > against).any(axis=1)]
+    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, dtype=np.int64)
 
 
 def in_company(
@@ -222,13 +326,3 @@ def in_company(
         for p in sorted(performances, key=lambda p: p.service)
     )
     return Content(device_type=device_type, tp=shape[0], pp=shape[1], tenants=tenants)
-
-
-def keeps_pace(topology: Topology, performances: Sequence[Performance]) -> bool:
-    """Whether each stays within its service's deadline and token pace in the others' company."""
-    total_quantum_ms = sum(p.quantum_ms for p in performances)
-    return all(
-        is_timely(topology.services[p.service], p.response_in_company_ms(others), p.tpot_in_company_ms(others))
-        for p in performances
-        for others in (total_quantum_ms - p.quantum_ms,)
-    )

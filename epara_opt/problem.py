@@ -145,7 +145,7 @@ def build_problem(
         service = topology.services[d.service]
         for host in hosts:
             path = topology.path(d.origin, host)
-            if path is None or any(end in down for hop in path.hops for end in hop):
+            if path is None or (down and any(end in down for hop in path.hops for end in hop)):
                 continue
             network_ms = path.rtt_ms + path.transfer_ms(service.request.input_bytes + service.request.output_bytes)
             slack_ms = service.deadline_ms - network_ms
