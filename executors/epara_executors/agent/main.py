@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -66,10 +67,28 @@ class AgentOptions:
 
 def run(options: AgentOptions) -> int:
     """Serve until told to leave. Returns the exit code; raises EparaError for what we foresaw."""
+    _require_free(options.listen)
     # The fork server inherits this: without leave, no library may ask a hub for anything.
     if not options.allow_remote_hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
     return asyncio.run(_serve(options))
+
+
+def _require_free(listen: str) -> None:
+    """Say that an address is in use before seconds go into loading torch; who takes it later meets grpc's refusal."""
+    host, _, port = listen.rpartition(":")
+    with contextlib.suppress(socket.gaierror):
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
+                try:
+                    probe.bind(address)
+                except OSError as e:
+                    raise FleetError(
+                        f"cannot listen on {listen}: the address is in use or not ours: {e.strerror}"
+                    ) from e
 
 
 def launcher_of(options: AgentOptions) -> WorkerLauncher:
