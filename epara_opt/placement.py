@@ -15,7 +15,6 @@ from epara_opt.errors import InputError, Violation
 from epara_opt.plan import Plan, Predicted, Replica, Route, ServiceForecast, Stop, Unserved, relative_gap
 from epara_opt.problem import Content, Edge, PlacementProblem, Resident, Tenant, reduced
 
-
 ROUNDING = 1e-9  # relative
 
 

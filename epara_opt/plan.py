@@ -58,6 +58,11 @@ class Replica:
     load_s: float  # 0 when it is already resident
     endpoint: str = ""  # host:port of the executor; infer there with model name = service
 
+    def __post_init__(self) -> None:
+        if not self.devices or min(self.devices) < 0:
+            law = "expected at least one device index, each >= 0"
+            raise InputError(Violation(path=f"replicas.{self.id}.devices", law=law, value=str(list(self.devices))))
+
     @property
     def config(self) -> ParallelConfig:
         return ParallelConfig(self.tp, self.pp, self.batch, self.frames)

@@ -226,7 +226,22 @@ def residents_of(plan: Plan | None, topology: Topology, down: frozenset[str]) ->
             pp=r.pp,
             services=services,
         )
-    return tuple(groups[g] for g in sorted(groups))
+    # Two groups on one device happen when a planner died between two switches. The newer one stands; to the
+    # program the other does not exist, and the next change retires it.
+    taken: set[tuple[str, str, int]] = set()
+    kept: list[Resident] = []
+    for resident in sorted(groups.values(), key=lambda r: (-_made_in(r.group), r.group)):
+        places = {(resident.server, resident.device_type, d) for d in resident.devices}
+        if not places & taken:
+            taken |= places
+            kept.append(resident)
+    return tuple(sorted(kept, key=lambda r: r.group))
+
+
+def _made_in(group: str) -> int:
+    """The generation that created a group, from its id."""
+    last = group.rpartition("/")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 def reduced(problem: PlacementProblem, content: Content, services: frozenset[str]) -> Content:

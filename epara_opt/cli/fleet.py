@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from epara_executors.infer_client import ModelSpec
 
     from epara_opt.control.ports import FleetState
+    from epara_opt.domain.service import Demand
     from epara_opt.domain.topology import Topology
     from epara_opt.plan import Plan
 
@@ -91,6 +92,10 @@ def apply(
     from epara_opt.control.apply import Progress as Step
     from epara_opt.control.apply import apply as bring
     from epara_opt.control.ports import Fence
+    from epara_opt.control.running import look
+    from epara_opt.control.transition import same_content
+    from epara_opt.errors import StaleFence
+    from epara_opt.problem import build_problem
     from epara_opt.topology import load_topology
     from epara_opt.verify import verify
 
@@ -98,15 +103,22 @@ def apply(
     edge = loaded.topology
     plan = read_plan(plan_file)
     check_same_edge(plan, edge, str(plan_file))
-    verify(plan, edge, loaded.catalogue)
+    # What the plan was made for may differ from the demand in the file (the cycle plans for forecasts).
+    problem = build_problem(edge, loaded.catalogue, rules=loaded.rules, demand=demand_of(plan, edge))
+    verify(replace(plan, inputs_digest=problem.digest), edge, loaded.catalogue, problem=problem)
     with GrpcFleet() as fleet:
-        state = fleet.observe(addresses(edge), with_plan=True)
+        running, state = look(fleet, edge)
         needed = {r.server for r in plan.replicas} & set(state.down)
         if needed:
             lines = "; ".join(f"{s}: {state.down[s]}" for s in sorted(needed))
             raise FleetError(f"nothing was changed: the plan needs executors that do not answer: {lines}")
-        in_force = plan_in_force(state)
-        epoch = max((e.epoch for e in state.executors.values()), default=0) or 1
+        in_force = running.plan
+        if in_force is not None and plan.generation <= in_force.generation and not same_content(in_force, plan):
+            raise StaleFence(
+                f"nothing was changed: {plan_file} is of generation {plan.generation}, and another plan of generation "
+                f"{in_force.generation} is in force; plan again with --previous"
+            )
+        epoch = running.highest_epoch or 1
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, transient=True, disable=as_json or not err.is_terminal) as bar:
             task = bar.add_task("applying", total=None)
@@ -125,12 +137,30 @@ def apply(
                 on_progress=show,
                 deadline_s=timeout,
                 down=frozenset(state.down),
+                stale=running.stale,
             )
     text = f"plan {plan.generation} is in force" if done.changed else f"plan {done.generation} was in force already"
     text += f"; {done.num_loads} group(s) loaded in {done.wall_s:.1f} s" if done.changed else ""
     for server, why in done.leftovers.items():
         text += f"\nleft over at {server}: {why}"
     emit(asdict(done), text, as_json=as_json)
+
+
+def demand_of(plan: Plan, edge: Topology) -> tuple[Demand, ...]:
+    """The demand a plan was made for: what it routes and what it leaves unserved."""
+    from epara_opt.domain.service import Demand
+
+    offered: dict[tuple[str, str], float] = {}
+    for part in (*plan.routes, *plan.unserved):
+        key = (part.service, part.origin)
+        offered[key] = offered.get(key, 0.0) + part.rate
+    unknown = sorted({s for s, _ in offered} - set(edge.services))
+    if unknown:
+        raise InputError(Violation(path="plan", law="expected services of the topology", value=", ".join(unknown)))
+    return tuple(
+        Demand(service=s, origin=o, offered=rate, is_streams=edge.services[s].is_stream)
+        for (s, o), rate in offered.items()
+    )
 
 
 def status(topology: TopologyArgument, as_json: JsonFlag = False) -> None:

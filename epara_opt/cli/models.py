@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, require_writable
 from epara_opt.errors import InputError, Violation
+
+if TYPE_CHECKING:
+    from epara_opt.domain.profile import ProfileRow
 
 app = typer.Typer(help="Small models of real architectures, made on the spot.", no_args_is_help=True)
 
@@ -109,7 +113,10 @@ def profile(
                 )
     finally:
         launcher.close()
-    write_profiles(rows, target, comment=f"Measured by `epara profile {topology.name}` on the machine named in source.")
+    kept = rows_beside(rows, target)
+    write_profiles(
+        [*kept, *rows], target, comment=f"Measured by `epara profile {topology.name}` on the machine named in source."
+    )
     table = Table("model", "tp x pp", "batch", "latency ms", "memory GiB", "load s", title=f"on {device_type.name}")
     for r in rows:
         ms = r.latency_ms if r.latency_ms is not None else r.decode_step_ms
@@ -118,6 +125,16 @@ def profile(
         table.add_row(r.model, f"{r.tp} x {r.pp}", str(r.batch * r.frames), shown, memory, f"{r.load_s:.1f}")
     emit([asdict(r) for r in rows], table, as_json=as_json)
     err.print(f"{len(rows)} rows written to {target}", highlight=False)
+
+
+def rows_beside(rows: Sequence[ProfileRow], target: Path) -> list[ProfileRow]:
+    """Rows of the file that stand: those of models, device types and shapes that were not measured now."""
+    from epara_opt.topology import read_profiles
+
+    if not target.exists():
+        return []
+    measured = {(r.model, r.device_type, r.tp, r.pp) for r in rows}
+    return [r for r in read_profiles([target]).rows if (r.model, r.device_type, r.tp, r.pp) not in measured]
 
 
 def numbers_of(text: str) -> tuple[int, ...]:

@@ -355,6 +355,14 @@ class ControlCycle:
         else:
             self._store.mark_failed(plan.generation)
         self._unsettled = set(applied.leftovers)
+        live = {r.group for r in plan.replicas}
+        for server in applied.leftovers:
+            gone = {r.group for r in (before.replicas if before else ()) if r.server == server} - live
+            if gone:
+                self._strays[server] = tuple(sorted(gone | set(self._strays.get(server, ()))))
+        if not applied.changed:
+            self._tell(EventKind.KEPT, "nothing to change", generation=applied.generation)
+            return applied
         moved = compare(standing(before, self._topology, self.down), plan)
         self._tell(
             kind,
@@ -432,8 +440,17 @@ class ControlCycle:
     def _learn_from(self, error: EparaError) -> None:
         """A call that got no answer within a cycle confirms that its server is down."""
         cause = error.cause if isinstance(error, PartlyApplied) else error
-        if isinstance(cause, ExecutorUnreachable) and cause.server not in self._down:
-            self._mark_down(cause.server, str(cause))
+        if not isinstance(cause, ExecutorUnreachable):
+            return
+        names = {address: name for name, address in self._addresses.items()}
+        server = names.get(cause.server, cause.server)  # some calls know only the address
+        # One that still answers is slow (a long load), not gone.
+        if (
+            server in self._addresses
+            and server not in self._down
+            and server in self._fleet.observe({server: self._addresses[server]}).down
+        ):
+            self._mark_down(server, str(cause))
             self._hurry = True
 
     def _watch(self, *, until: float) -> str | None:

@@ -40,6 +40,9 @@ MIN_CV_WINDOWS = 8
 MIN_CV_ARRIVALS = 30
 
 
+MAX_ELAPSED_S = 3600.0  # between two observations; more is a clock that was set, or a planner that slept
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastSettings:
     window_s: float = 5.0  # counts are taken over windows at least this long
@@ -139,12 +142,14 @@ class Forecaster:
         arrived = {s.service: s.arrived for s in executor.services}
         streams = {s.service: s.streams for s in executor.services}
         before = self._last.get(executor.server)
-        if before is not None and before[0] == executor.incarnation and executor.at <= before[1]:
-            return  # the same state again, or an older one
+        if before is not None and before[0] == executor.incarnation and executor.at == before[1]:
+            return  # the same state again
         self._last[executor.server] = (executor.incarnation, executor.at, arrived)
         if before is None or before[0] != executor.incarnation:
             return
         elapsed_s = executor.at - before[1]
+        if not 0 < elapsed_s <= MAX_ELAPSED_S:
+            return  # its clock was set: this state only is the new baseline
         self._origin_s[executor.server] = self._origin_s.get(executor.server, 0.0) + elapsed_s
         known = {service for service, origin in self._series if origin == executor.server}
         for name in sorted((arrived.keys() | known) & self._topology.services.keys()):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-
 SAFETY = 1.25  # a window closes this many expected batches before the earliest deadline
 
 

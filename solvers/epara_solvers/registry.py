@@ -89,7 +89,11 @@ def make_planner(name: str = "auto", *, threads: int = 1, gap: float = 1e-4) -> 
     Raises NoSolverError, naming those known and those that work.
     """
     if name == "auto":
-        name = next((candidate for candidate in AUTO if not _why_not(candidate)), "greedy")
+        usable_exact = next((candidate for candidate in AUTO if not _why_not(candidate)), None)
+        if usable_exact is None:
+            why_not = "; ".join(f"{candidate}: {_why_not(candidate)}" for candidate in AUTO)
+            return GreedyPlanner(notes=(f"no exact solver works here, so greedy planned, without a bound ({why_not})",))
+        name = usable_exact
     for heuristic, per_device, _ in HEURISTICS:
         if name == heuristic:
             return GreedyPlanner(per_device=per_device)

@@ -195,7 +195,7 @@ class WorkerAtHand:
         """Answers by replica, or by `failed`."""
         self.wire.write(Frame("load", {**self._group, "tenants": list(tenants)}))
         answers: dict[str, Frame] = {}
-        while (frame := self.wire.read()).type == "loaded":
+        while (frame := self.wire.read()).type in ("loaded", "refused"):
             answers[frame.fields["replica"]] = frame
         if frame.type == "failed":
             answers["failed"] = frame

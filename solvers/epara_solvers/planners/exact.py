@@ -31,6 +31,7 @@ PATIENCE_PER_SITE = 5  # rounds of improvement in vain: small problems end by it
 RESERVE_S = 0.3  # kept back for decoding and assembling
 PRICING_S = 5.0  # at most, for the reasons' prices
 ALL_SERVED = 1e-6  # relative
+TOLERANCE = 1e-6  # relative and absolute: by so much solvers may break rows, and so understate a bound
 SEED = 1
 
 STOPS = {
@@ -151,10 +152,15 @@ class ExactPlanner:
             decoded = decode(encoded, result.x)
             if value(problem, decoded) >= value(problem, incumbent):
                 placement = decoded
-        bound = result.dual_bound
-        if bound is not None:
-            bound = max(min(bound, all_served(problem)), value(problem, placement))
-        return _Outcome(placement=placement, stop=STOPS[result.stop], dual_bound=bound, notes=notes)
+        bound, stop = result.dual_bound, STOPS[result.stop]
+        reached = value(problem, placement)
+        if bound is not None and reached > bound * (1.0 + TOLERANCE) + TOLERANCE:
+            # More than tolerances explain: the program lost a placement, so nothing it says is proven.
+            notes = (*notes, f"{self.name} bounds {bound:.6g} what reaches {reached:.6g}: its bound is dropped")
+            bound, stop = None, Stop.SOLVER_FAILED
+        elif bound is not None:
+            bound = max(min(bound, all_served(problem)), reached)
+        return _Outcome(placement=placement, stop=stop, dual_bound=bound, notes=notes)
 
 
 def _notes(name: str, result: MilpResult) -> tuple[str, ...]:

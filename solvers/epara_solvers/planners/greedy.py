@@ -118,10 +118,12 @@ class GreedyPlanner:
         self,
         *,
         per_device: bool = False,
+        notes: tuple[str, ...] = (),  # for every plan, e.g. why it is greedy that plans
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._per_device = per_device
+        self._notes = notes
         self._clock = clock
         self._wall = wall
 
@@ -157,5 +159,6 @@ class GreedyPlanner:
             wall_s=self._clock() - started,
             unserved=explain_unserved(problem, placement, None),
             in_force=in_force,
+            notes=self._notes,
             made_at=made_at,
         )
