@@ -77,6 +77,14 @@ class PlacementProblem:
         return {k: tuple(sorted(v, key=lambda e: (e.slack_ms, e.origin))) for k, v in table.items()}
 
     @cached_property
+    def edges_by_service_origin(self) -> Mapping[tuple[str, str], tuple[Edge, ...]]:
+        """The same edges from where demand enters, in the order of `edges`."""
+        table: dict[tuple[str, str], list[Edge]] = {}
+        for edge in self.edges:
+            table.setdefault((edge.service, edge.origin), []).append(edge)
+        return {k: tuple(v) for k, v in table.items()}
+
+    @cached_property
     def offered(self) -> Mapping[tuple[str, str], float]:
         """(service, origin) to work offered."""
         return {(d.service, d.origin): d.offered for d in self.demand}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from epara_opt.domain.category import Scale, is_timely
 from epara_opt.domain.performance import configurations, evaluate
-from epara_opt.domain.service import Demand
+from epara_opt.domain.service import Demand, Service
 from epara_opt.placement import Placement, link_use, link_widths, served
 from epara_opt.plan import Unserved
 from epara_opt.problem import Edge, PlacementProblem
@@ -65,7 +65,7 @@ def explain_unserved(
 
 
 def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tuple[str, str]:
-    edges = [e for e in problem.edges if (e.service, e.origin) == (demand.service, demand.origin)]
+    edges = problem.edges_by_service_origin.get((demand.service, demand.origin), ())
     misfits = problem.misfits.get(demand.service, ())
     for code in ("no_route_in_time", "no_memory", "no_profile"):  # the one that came closest
         if any(m.startswith(code) for m in misfits):
@@ -82,7 +82,7 @@ def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tupl
             f"every route breaks the SLO: nearest {nearest[1]} {nearest[0]:.0f} ms network > "
             f"{service.deadline_ms:.0f} ms",
         )
-    options = [o for e in edges for o in _options(problem, e)]
+    options = [o for e in edges for o in scarcity.options(e)]
     if not options:
         servers = ", ".join(sorted({e.server for e in edges}))
         return "no_devices", f"no device type of the servers in reach ({servers}) can run {demand.service}"
@@ -115,22 +115,20 @@ def _nearest_network(problem: PlacementProblem, demand: Demand) -> tuple[float, 
     return min(found, default=None)
 
 
-def _options(problem: PlacementProblem, edge: Edge) -> list[_Option]:
-    """Per device type and shape at the edge's server: the least response of those that fit in memory."""
-    service = problem.service(edge.service)
+def _least_responses(problem: PlacementProblem, service: Service, device_type: str) -> list[tuple[int, float]]:
+    """Per shape on this device type: how many devices, and the least response of what fits in memory."""
     single = problem.categories[service.name].scale is Scale.SINGLE_DEVICE
-    found: list[_Option] = []
-    for pool in problem.topology.servers[edge.server].devices:
-        memory = problem.topology.device_types[pool.type].memory_bytes
-        for shape, profile in problem.catalogue.shapes(service.model.profile_name, pool.type).items():
-            performances = (evaluate(service, profile, c) for c in configurations(service, profile))
-            responses = [
-                p.response_ms
-                for p in performances
-                if p.memory_bytes <= memory and is_timely(service, p.response_ms, p.tpot_ms)
-            ]
-            if responses and (shape == (1, 1) or not single):
-                found.append(_Option(edge, pool.type, math.prod(shape), pool.count, min(responses)))
+    memory = problem.topology.device_types[device_type].memory_bytes
+    found: list[tuple[int, float]] = []
+    for shape, profile in problem.catalogue.shapes(service.model.profile_name, device_type).items():
+        performances = (evaluate(service, profile, c) for c in configurations(service, profile))
+        responses = [
+            p.response_ms
+            for p in performances
+            if p.memory_bytes <= memory and is_timely(service, p.response_ms, p.tpot_ms)
+        ]
+        if responses and (shape == (1, 1) or not single):
+            found.append((math.prod(shape), min(responses)))
     return found
 
 
@@ -142,10 +140,21 @@ class _Scarcity:
         self._prices = prices
         widths = link_widths(problem.topology)
         self._full = {h for h, load in link_use(problem, placement.flows).items() if load >= FULL * widths[h]}
+        self._least: dict[tuple[str, str], list[tuple[int, float]]] = {}
         self._used: dict[tuple[str, str], int] = {}
         for group in placement.groups:
             pool = (group.server, group.content.device_type)
             self._used[pool] = self._used.get(pool, 0) + group.content.num_devices
+
+    def options(self, edge: Edge) -> list[_Option]:
+        """The edge's server, per device type and shape that can run the service."""
+        found: list[_Option] = []
+        for pool in self._problem.topology.servers[edge.server].devices:
+            key = (edge.service, pool.type)
+            if key not in self._least:
+                self._least[key] = _least_responses(self._problem, self._problem.service(edge.service), pool.type)
+            found += [_Option(edge, pool.type, k, pool.count, response_ms) for k, response_ms in self._least[key]]
+        return found
 
     def reason(self, demand: Demand, options: Sequence[_Option]) -> str:
         """Of a demand that could be served: what stands in its way."""

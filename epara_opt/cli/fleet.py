@@ -95,7 +95,6 @@ def apply(
     from epara_opt.control.running import look
     from epara_opt.control.transition import same_content
     from epara_opt.errors import StaleFence
-    from epara_opt.problem import build_problem
     from epara_opt.topology import load_topology
     from epara_opt.verify import verify
 
@@ -104,8 +103,7 @@ def apply(
     plan = read_plan(plan_file)
     check_same_edge(plan, edge, str(plan_file))
     # What the plan was made for may differ from the demand in the file (the cycle plans for forecasts).
-    problem = build_problem(edge, loaded.catalogue, rules=loaded.rules, demand=demand_of(plan, edge))
-    verify(replace(plan, inputs_digest=problem.digest), edge, loaded.catalogue, problem=problem)
+    verify(plan, replace(edge, demand=demand_of(plan, edge)), loaded.catalogue)
     with GrpcFleet() as fleet:
         running, state = look(fleet, edge)
         needed = {r.server for r in plan.replicas} & set(state.down)

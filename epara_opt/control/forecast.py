@@ -40,6 +40,7 @@ MIN_CV_WINDOWS = 8
 MIN_CV_ARRIVALS = 30
 
 
+MOVED_HALF_LIFE_S = 10.0  # of the expectation that clients of a lost origin come to its neighbour
 MAX_ELAPSED_S = 3600.0  # between two observations; more is a clock that was set, or a planner that slept
 
 
@@ -131,40 +132,78 @@ class Forecaster:
         self._series: dict[tuple[str, str], Series] = {}
         self._last: dict[str, tuple[str, float, dict[str, int]]] = {}  # server: incarnation, at, arrived by service
         self._origin_s: dict[str, float] = {}  # time observed per origin
+        self._down_s: dict[str, float] = {}  # time since an origin last answered
 
     def observe(self, state: FleetState) -> None:
         """Take in one observation. An executor's first, and the first after its restart, only set the baseline."""
-        for name in sorted(state.executors):
-            if name in self._topology.servers:
-                self._observe(state.executors[name])
+        spans = [self._observe(state.executors[n]) for n in sorted(state.executors) if n in self._topology.servers]
+        elapsed_s = max(spans, default=0.0)
+        self._down_s = {name: self._down_s.get(name, 0.0) + elapsed_s for name in state.down}
 
-    def _observe(self, executor: ExecutorState) -> None:
+    def _observe(self, executor: ExecutorState) -> float:
+        """Take in one executor's counters; the seconds since its last ones, 0 for a baseline."""
         arrived = {s.service: s.arrived for s in executor.services}
         streams = {s.service: s.streams for s in executor.services}
         before = self._last.get(executor.server)
         if before is not None and before[0] == executor.incarnation and executor.at == before[1]:
-            return  # the same state again
+            return 0.0  # the same state again
         self._last[executor.server] = (executor.incarnation, executor.at, arrived)
         if before is None or before[0] != executor.incarnation:
-            return
+            return 0.0
         elapsed_s = executor.at - before[1]
         if not 0 < elapsed_s <= MAX_ELAPSED_S:
-            return  # its clock was set: this state only is the new baseline
+            return 0.0  # its clock was set: this state only is the new baseline
         self._origin_s[executor.server] = self._origin_s.get(executor.server, 0.0) + elapsed_s
         known = {service for service, origin in self._series if origin == executor.server}
         for name in sorted((arrived.keys() | known) & self._topology.services.keys()):
             service = self._topology.services[name]
             events = max(0, arrived.get(name, 0) - before[2].get(name, 0))
-            work = streams.get(name, 0) * elapsed_s if service.is_stream else float(events)
+            # Streams of a service that is placed nowhere are not told apart; their frames still are counted.
+            work = events / service.events_per_work
+            if service.is_stream:
+                work = max(work, streams.get(name, 0) * elapsed_s)
             series = self._series.setdefault((name, executor.server), Series())
             series.add(work, elapsed_s, self._settings, float(events))
+        return elapsed_s
 
     def demand(self, *, down: frozenset[str] = frozenset()) -> tuple[Demand, ...]:
-        """What to plan for now, by service and origin."""
+        """What to plan for now, by service and origin.
+
+        Clients of an origin that went down are expected at the nearest server that stands; that expectation halves
+        every `MOVED_HALF_LIFE_S`, while those that really came are counted there.
+        """
+        moved: dict[tuple[str, str], float] = {}
+        made = list(self._demand())
+        for d in made:
+            if d.origin not in down:
+                continue
+            stands = [
+                (path.rtt_ms, s)
+                for s in self._topology.servers
+                if s not in down and (path := self._topology.path(d.origin, s)) is not None
+            ]
+            if stands:
+                key = (d.service, min(stands)[1])
+                fade = 0.5 ** (self._down_s.get(d.origin, 0.0) / MOVED_HALF_LIFE_S)
+                moved[key] = moved.get(key, 0.0) + fade * d.offered
+        kept = {(d.service, d.origin): d for d in made if d.origin not in down}
+        for (service, origin), rate in moved.items():
+            own = kept.get((service, origin))
+            offered = (own.offered if own else 0.0) + rate
+            if offered >= self._settings.negligible:
+                is_stream = self._topology.services[service].is_stream
+                cv = own.burstiness_cv if own else 1.0
+                kept[service, origin] = Demand(
+                    service=service, origin=origin, offered=offered, is_streams=is_stream, burstiness_cv=cv
+                )
+        return tuple(kept[key] for key in sorted(kept))
+
+    def _demand(self) -> tuple[Demand, ...]:
+        """By origin as observed, whether it stands or not."""
         declared = {(d.service, d.origin): d for d in self._topology.demand}
         made: list[Demand] = []
         for service, origin in sorted(declared.keys() | self._series.keys()):
-            if origin in down or origin not in self._topology.servers or service not in self._topology.services:
+            if origin not in self._topology.servers or service not in self._topology.services:
                 continue
             prior = declared.get((service, origin))
             series = self._series.get((service, origin), Series())

@@ -85,9 +85,34 @@ def test_streams_are_forecast_from_the_gauge() -> None:
     assert offered(forecaster, "seg", "c") == pytest.approx(3.0, rel=0.01)
 
 
-def test_demand_at_servers_that_are_down_is_dropped() -> None:
+def test_clients_of_a_lost_origin_are_expected_at_the_nearest_one_that_stands() -> None:
     made = Forecaster(TOPOLOGY).demand(down=frozenset({"a"}))
     assert {d.origin for d in made} == {"b", "c"}
+    assert sum(d.offered for d in made if d.service == "label") == pytest.approx(60.0)
+
+
+def test_clients_that_did_not_come_are_expected_less_and_less() -> None:
+    forecaster = Forecaster(TOPOLOGY)
+    for i in range(121):
+        seen = state(float(i), 0, origin="b")
+        forecaster.observe(FleetState(executors=seen.executors, down={"a": "no answer"}))
+    label = [d.offered for d in forecaster.demand(down=frozenset({"a"})) if d.service == "label"]
+    assert sum(label) < 1.0
+
+
+def test_frames_of_streams_that_are_placed_nowhere_still_count_as_streams() -> None:
+    fps = TOPOLOGY.services["seg"].events_per_work
+    forecaster = Forecaster(TOPOLOGY)
+    for i in range(60):
+        forecaster.observe(state(float(i), round(2 * fps * i), origin="b", service="seg"))
+    assert offered(forecaster, "seg", "b") == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_clock_that_is_set_costs_one_observation_and_no_more() -> None:
+    forecaster = Forecaster(TOPOLOGY)
+    feed(forecaster, [5] * 60, start=1e6)
+    feed(forecaster, [5] * 60, start=1e3)
+    assert offered(forecaster) == pytest.approx(5.0, rel=0.3)
 
 
 def test_demand_that_nobody_declared_is_seen_where_it_enters() -> None:

@@ -56,6 +56,8 @@ from epara_opt.policy.offload import MAX_HOPS, SYNC_EVERY_S, choose_peer
 DEFAULT_DEADLINE_MS = 60_000.0  # of a service whose objective is not known here yet
 MIN_GRACE_S = 1.0  # how long past the objective a started request may still end, unless the client says
 MAX_TRIES = 4
+MAX_UNKNOWN = 1024  # services counted, those of the plan included
+MAX_NAME = 256  # characters of a service's name that is worth counting
 DEFAULT_MAX_TOKENS = 16
 
 OnResponse = Callable[[oip.ModelInferResponse], None]
@@ -119,7 +121,12 @@ class RequestHandler:
 
         With on_response (a stream), every response goes there as it comes, and None is returned.
         """
-        ticket = self._open(request, passport, call_remaining_s, on_response)
+        try:
+            ticket = self._open(request, passport, call_remaining_s, on_response)
+        except UnknownService:
+            if passport.is_entry:
+                self._count_unknown(request.model_name)
+            raise
         counters = self._executor.counters.setdefault(request.model_name, ServiceCounters(request.model_name))
         if not passport.is_entry:
             return await self._try_targets(ticket, counters)
@@ -139,6 +146,14 @@ class RequestHandler:
         latency_ms = 1000.0 * (now - ticket.arrived_at)
         counters.answered(at=now, latency_ms=latency_ms, deadline_ms=ticket.slo_ms)
         return response
+
+    def _count_unknown(self, model: str) -> None:
+        """Demand for what is placed nowhere must be seen, or nothing would ever place it. Bounded: names are theirs."""
+        known = self._executor.counters
+        if model in known or (len(known) < MAX_UNKNOWN and len(model) <= MAX_NAME):
+            counters = known.setdefault(model, ServiceCounters(model))
+            counters.arrived += 1
+            counters.failed += 1
 
     def _open(
         self,
