@@ -1,6 +1,8 @@
 """A stock client, unchanged, against a real executor with real torch workers."""
 
 import queue
+import subprocess
+import venv
 
 import numpy as np
 import pytest
@@ -158,3 +160,53 @@ def test_our_stubs_and_the_clients_live_in_one_process():
     theirs = service_pb2.ModelInferRequest.FromString(ours.SerializeToString())
     assert (theirs.model_name, theirs.id, theirs.parameters["timeout"].int64_param) == ("m", "7", 5)
     assert theirs.SerializeToString() == ours.SerializeToString()
+
+
+OLDER = "2.41.1"  # with protobuf < 5, which cannot stand beside ours: hence an environment and a process of its own
+OLDER_CLIENT = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+client = triton.InferenceServerClient(sys.argv[1])
+assert {m.name for m in client.get_model_repository_index().models} == {"chat", "vit"}
+image = client.get_model_metadata("vit").inputs[0]
+pixels = np.zeros([1 if n < 0 else n for n in image.shape], np.float32)
+tensor = triton.InferInput(image.name, pixels.shape, image.datatype)
+tensor.set_data_from_numpy(pixels)
+assert client.infer("vit", [tensor]).as_numpy("logits").shape[0] == 1
+
+
+def status(model, given):
+    try:
+        client.infer(model, [given])
+    except InferenceServerException as e:
+        return e.status()
+
+
+assert status("nobody", tensor) == "StatusCode.NOT_FOUND"
+flat = triton.InferInput(image.name, [1, 3], image.datatype)
+flat.set_data_from_numpy(np.zeros((1, 3), np.float32))
+assert status("vit", flat) == "StatusCode.INVALID_ARGUMENT"
+"""
+
+
+@pytest.fixture(scope="module")
+def older_python(tmp_path_factory):
+    """An interpreter with an older tritonclient; needs a package index."""
+    folder = tmp_path_factory.mktemp("older")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    wanted = [f"tritonclient[grpc]=={OLDER}", "setuptools<81"]
+    done = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"tritonclient {OLDER} cannot be installed here: {done.stderr.strip()[-200:]}")
+    return python
+
+
+def test_an_older_client_lists_infers_and_gets_the_same_refusals(address, older_python):
+    done = subprocess.run(
+        [older_python, "-c", OLDER_CLIENT, address], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
