@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from epara_opt.problem import PlacementProblem
 
 
+SAME = 1e-6  # relative: plans whose objectives differ by less are equally good
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the root."""
     app.command("plan")(plan)
@@ -52,9 +55,41 @@ def make_plan(
     topology: Topology = problem.topology
     made = make_planner(solver).plan(problem, generation=generation, time_limit_s=time_limit_s, in_force=in_force)
     made = regrouped(made, in_force, problem)
+    if in_force is not None:
+        made = _or_stay(made, in_force, problem)
     made = made.with_actions(actions(in_force, made, topology, catalogue))
     verify(made, topology, catalogue, problem=problem)
     return made
+
+
+def _or_stay(made: Plan, in_force: Plan, problem: PlacementProblem) -> Plan:
+    """The plan in force with routes for the new demand, where it is as good: nothing moves for nothing."""
+    from epara_opt.control.reroute import rerouted
+    from epara_opt.control.routing import standing
+    from epara_opt.errors import PlanRejected
+    from epara_opt.verify import verify
+
+    stands = standing(in_force, problem.topology)
+    if stands is None:
+        return made
+    stay = rerouted(stands, problem, generation=made.generation, dual_bound=made.dual_bound)
+    if stay.objective < made.objective * (1.0 - SAME):
+        return made
+    stay = replace(
+        stay,
+        solver=made.solver,
+        stop=made.stop,
+        wall_s=made.wall_s,
+        made_at=made.made_at,
+        edge=made.edge,
+        topology_digest=made.topology_digest,
+        notes=(*made.notes, "the replicas in force are as good as any found, so they stay"),
+    )
+    try:
+        verify(stay, problem.topology, problem.catalogue, problem=problem)
+    except PlanRejected:
+        return made
+    return stay
 
 
 def plan(

@@ -91,6 +91,12 @@ class CommandLine:
         return {str(p.relative_to(self.folder)): p.read_bytes() for p in self.folder.rglob("*") if p.is_file()}
 
 
+@pytest.fixture(scope="session")
+def command_line() -> type[CommandLine]:
+    """For edges that outlive a test: the command line in a folder of one's choice."""
+    return CommandLine
+
+
 @pytest.fixture
 def epara(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)

@@ -1,0 +1,78 @@
+"""Planning through the command line on the shipped examples."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+pytestmark = pytest.mark.system
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "topologies"
+
+
+@pytest.mark.parametrize("solver", ["mathopt-highs", "pulp-cbc", "greedy"])
+def test_planning_again_with_the_same_input_moves_nothing(epara, solver):
+    demo = EXAMPLES / "demo.yaml"
+    assert epara("plan", demo, "--solver", solver, "--out", "one.json").code == 0
+    done = epara("plan", demo, "--solver", solver, "--previous", "one.json", "--out", "two.json", "--json")
+    assert done.code == 0
+    assert [a for a in done.json["actions"] if a["kind"] != "commit"] == []
+    moved = epara("diff", "one.json", "two.json", "--json").json
+    assert (moved["groups_added"], moved["groups_retired"]) == ([], [])
+
+
+def test_a_plan_obeys_its_schema_and_becomes_a_page_without_the_network(epara):
+    assert epara("plan", EXAMPLES / "testbed.yaml", "--time-limit", 10, "--out", "plan.json").code == 0
+    plan = json.loads((epara.folder / "plan.json").read_text())
+    jsonschema.validate(plan, epara("schema", "plan").json)
+    assert plan["gap"] <= 0.03
+    assert epara("report", "plan.json", "--html", "page.html").code == 0
+    page = (epara.folder / "page.html").read_text()
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    assert all(r["service"] in page for r in plan["replicas"])
+
+
+@pytest.mark.parametrize("name", ["demo", "testbed", "metro-20"])
+def test_the_examples_obey_the_schema_of_topologies(epara, name):
+    schema = epara("schema", "topology").json
+    jsonschema.validate(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text()), schema)
+
+
+def test_a_generated_edge_can_be_validated_shown_and_planned(epara):
+    assert epara("topology", "generate", "--servers", 5, "--services", 6, "--seed", 3, "--out", "edge.yaml").code == 0
+    assert epara("topology", "validate", "edge.yaml", "--json").json["valid"]
+    shown = epara("topology", "show", "edge.yaml", "--json").json
+    assert len(shown["categories"]) == 6
+    done = epara("plan", "edge.yaml", "--time-limit", 10, "--json")
+    assert done.code == 0
+    assert done.json["objective"] > 0
+
+
+def test_an_edge_from_a_network_map_can_be_planned(epara):
+    (epara.folder / "ring.graphml").write_text(GRAPHML)
+    assert epara("topology", "import", "ring.graphml", "--services", 4, "--out", "ring.yaml").code == 0
+    done = epara("plan", "ring.yaml", "--solver", "greedy", "--json")
+    assert done.code == 0
+    assert len(done.json["edge"]["servers"]) == 3
+
+
+def test_the_solvers_on_this_machine_are_listed(epara):
+    names = {s["name"] for s in epara("solvers", "--json").json if s["available"]}
+    assert {"mathopt-highs", "mathopt-scip", "pulp-cbc", "cpsat", "greedy"} <= names
+
+
+GRAPHML = """<?xml version="1.0" encoding="utf-8"?>
+<graphml xmlns="http://graphml.graphdrawing.org/xmlns">
+  <key attr.name="Latitude" attr.type="double" for="node" id="lat" />
+  <key attr.name="Longitude" attr.type="double" for="node" id="lon" />
+  <key attr.name="label" attr.type="string" for="node" id="label" />
+  <graph edgedefault="undirected">
+    <node id="0"><data key="label">north</data><data key="lat">-37.80</data><data key="lon">144.96</data></node>
+    <node id="1"><data key="label">east</data><data key="lat">-37.81</data><data key="lon">144.98</data></node>
+    <node id="2"><data key="label">south</data><data key="lat">-37.83</data><data key="lon">144.96</data></node>
+    <edge source="0" target="1" /><edge source="1" target="2" /><edge source="2" target="0" />
+  </graph>
+</graphml>
+"""
