@@ -282,6 +282,9 @@ class ControlCycle:
             raise
         except EparaError as e:
             return None, f"{self._planner.name}: {e}"
+        except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as e:
+            # The boundary to planners and vendors: a full disk or a bug of theirs costs this cycle, not the loop.
+            return None, f"{self._planner.name} failed: {type(e).__name__}: {e}"
         self._tell(
             EventKind.PLANNED,
             f"plan {generation}: objective {plan.objective:.6g}, {plan.stop.value}",

@@ -164,12 +164,13 @@ def test_the_loop_replans_at_once_when_a_server_goes_down(edge: Edge) -> None:
     assert edge.store.history()[1].started_at - edge.store.history()[0].started_at < 10.0
 
 
-def test_a_planner_that_fails_keeps_the_plan_in_force_and_is_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failure", [NoPlanError("no incumbent"), OSError(28, "no incumbent: disk full")])
+def test_a_planner_that_fails_keeps_the_plan_in_force_and_is_asked_again(tmp_path: Path, failure: Exception) -> None:
     good = FirstFitPlanner()
     edge = Edge(tmp_path / "planner.db", planner=good)
     edge.step()
     live = edge.live()
-    edge.cycle._planner = ScriptedPlanner([NoPlanError("no incumbent")])  # pyright: ignore[reportPrivateUsage]
+    edge.cycle._planner = ScriptedPlanner([failure])  # pyright: ignore[reportPrivateUsage]
     assert edge.step() == "failed"
     assert edge.live() == live
     assert "no incumbent" in edge.store.history()[-1].error
