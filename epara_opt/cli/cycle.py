@@ -49,12 +49,12 @@ def run(
     from epara_opt.control.store import Store
     from epara_opt.topology import load_topology
 
+    every_s = seconds(every)
     loaded = load_topology(topology)
     without = [s.name for s in loaded.topology.servers.values() if s.devices and not s.address]
     if without:
         law = "expected host:port of its executor; `epara run` plans for servers that it can reach"
         raise InputError([Violation(path=f"servers.{name}.address", law=law, value="none") for name in without])
-    every_s = seconds(every)
     settings = CycleSettings(every_s=every_s, time_limit_s=time_limit, rules=replace(loaded.rules, cycle_s=every_s))
     planner = make_planner(solver)
     clock = SystemClock()

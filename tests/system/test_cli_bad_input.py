@@ -230,8 +230,17 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_is_solved(epar
     assert law in done.json["error"]["message"]
 
 
-def test_a_store_that_cannot_be_made_is_the_stores_trouble(epara, edge, tmp_path):
+def test_a_planner_for_servers_without_executors_is_refused_with_their_names(epara, edge):
     edge()
+    with unchanged(epara):
+        done = epara("run", "edge.yaml", "--cycles", "1", "--json")
+    assert done.code == BAD_INPUT
+    paths = [v["path"] for v in done.json["error"]["violations"]]
+    assert paths == ["servers.shop-a.address", "servers.shop-b.address"]
+
+
+def test_a_store_that_cannot_be_made_is_the_stores_trouble(epara, edge, tmp_path):
+    edge(lambda d: [s.update(address=f"127.0.0.1:{7 + i}") for i, s in enumerate(d["servers"])])
     (tmp_path / "taken").write_text("a file")
     with unchanged(epara):
         done = epara("run", "edge.yaml", "--store", "taken", "--cycles", "1")

@@ -285,7 +285,7 @@ def test_an_older_plan_is_refused_once_a_newer_one_is_in_force(changed):
     done = edge.epara("apply", edge.topology, "plan-1.json", "--json")
     assert done.code == 5
     assert done.json["error"]["type"] == "StaleFence"
-    assert "generation 1 is older than 2" in done.json["error"]["message"]
+    assert "of generation 1, and another plan of generation 2 is in force" in done.json["error"]["message"]
     assert edge.generations() == dict.fromkeys(NAMES, 2)
 
 
