@@ -222,6 +222,28 @@ def test_infer_shows_an_answer_and_refuses_what_is_not_served(applied):
     assert "NOT_FOUND" in unknown.json["error"]["message"]
 
 
+def test_every_task_is_answered_wherever_it_enters(applied):
+    word = np.array([b"hello"], dtype=np.object_)
+    for executor in applied.running.values():
+        with InferClient(executor.address) as client:
+            assert client.infer("chat", {"text": word}, params={"max_tokens": 4}).outputs["tokens"].size <= 4
+            assert np.linalg.norm(client.infer("embed", {"text": word}).outputs["embedding"]) == pytest.approx(
+                1, abs=1e-4
+            )
+            for service, side, output in (("classify", 112, "logits"), ("lane-seg", 128, "mask")):
+                pixels = np.zeros((1, 3, side, side), np.float32)
+                assert client.infer(service, {"pixel_values": pixels}).outputs[output].shape[0] == 1
+
+
+def test_another_plan_of_the_generation_in_force_is_refused(applied):
+    assert applied.epara("plan", applied.topology, "--out", "rival.json", "--max-tenants", "1").code == 0
+    done = applied.epara("apply", applied.topology, "rival.json", "--json")
+    assert done.code == 5
+    assert "nothing was changed" in done.json["error"]["message"]
+    assert "plan again with --previous" in done.json["error"]["message"]
+    assert applied.generations() == dict.fromkeys(NAMES, 1)
+
+
 def test_a_load_is_measured_as_clients_see_it(applied):
     done = applied.epara("load", applied.topology, "--duration", "3s", "--seed", str(SEED), "--json")
     assert done.code == 0, done.err
