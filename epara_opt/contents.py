@@ -37,14 +37,16 @@ class PlanningRules:
     max_utilization: float = 0.8  # of a group's time; the rest absorbs burstiness that averages do not show
     max_tenants: int = 3  # services that may time-share one group; lowered, with a note, when contents explode
     max_contents: int = 6000  # per device type; keeps the program solvable by general solvers
-    cycle_s: float = 30.0  # planning cycle; a replica that loads for load_s earns 1 - load_s / cycle_s of it
+    max_edges: int = 500_000  # demands x servers; beyond it each demand keeps the nearest servers alone, with a note
+    horizon_s: float = 300.0  # a move must pay within it: what loads for load_s earns 1 - load_s / horizon_s
 
     def __post_init__(self) -> None:
         for key, ok, law in (
             ("max_utilization", 0 < self.max_utilization <= 1, "expected in (0, 1]"),
             ("max_tenants", self.max_tenants >= 1, "expected >= 1"),
             ("max_contents", self.max_contents >= 1, "expected >= 1"),
-            ("cycle_s", self.cycle_s > 0, "expected > 0"),
+            ("max_edges", self.max_edges >= 1, "expected >= 1"),
+            ("horizon_s", self.horizon_s > 0, "expected > 0"),
         ):
             if not ok:
                 raise InputError(Violation(path=f"rules.{key}", law=law, value=str(getattr(self, key))))
@@ -91,6 +93,24 @@ def fills_batch(service: Service, config: ParallelConfig, offered: float) -> boo
 
 def shape_allowed(category: Category, shape: tuple[int, int]) -> bool:
     return category.scale is Scale.MULTI_DEVICE or shape == (1, 1)
+
+
+def least_responses(
+    service: Service, category: Category, topology: Topology, catalogue: ProfileCatalogue, device_type: str
+) -> list[tuple[int, float]]:
+    """Per shape on this device type: how many devices, and the least response in ms of what fits in memory."""
+    memory = topology.device_types[device_type].memory_bytes
+    found: list[tuple[int, float]] = []
+    for shape, profile in catalogue.shapes(service.model.profile_name, device_type).items():
+        performances = (evaluate(service, profile, c) for c in configurations(service, profile))
+        responses = [
+            p.response_ms
+            for p in performances
+            if p.memory_bytes <= memory and is_timely(service, p.response_ms, p.tpot_ms)
+        ]
+        if responses and shape_allowed(category, shape):
+            found.append((math.prod(shape), min(responses)))
+    return found
 
 
 def misfits_of(

@@ -13,33 +13,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from epara_opt.contents import Content, PlanningRules, Tenant, contents_of, fills_batch, in_company, misfits_of
+import numpy as np
+
+from epara_opt.contents import (
+    Content,
+    PlanningRules,
+    Tenant,
+    contents_of,
+    fills_batch,
+    in_company,
+    least_responses,
+    misfits_of,
+)
 from epara_opt.domain.category import Category, categorize
 from epara_opt.domain.performance import evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.service import Demand, Service
 from epara_opt.domain.snapshot import topology_to_dict
 from epara_opt.domain.topology import Path, Topology
+from epara_opt.edges import Edge, EdgeTable, make_edges
 from epara_opt.errors import InputError, Violation
 from epara_opt.plan import Plan
 
-MIN_EARNING = 0.05  # of a cycle, for tenants that load for all of it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """Service l from origin s to server n. A tenant may use it iff its response_ms <= slack_ms."""
-
-    service: str
-    origin: str
-    server: str
-    path: Path
-    network_ms: float  # round trip and both transfers
-    slack_ms: float  # deadline - network_ms; >= 0
+MIN_EARNING = 0.05  # of the horizon, for tenants that load for all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,22 @@ class PlacementProblem:
     rules: PlanningRules
     categories: Mapping[str, Category]
     demand: tuple[Demand, ...]  # offered > 0 only
-    edges: tuple[Edge, ...]
+    table: EdgeTable
     contents: Mapping[str, tuple[Content, ...]]  # by device type
     residents: tuple[Resident, ...] = ()
     notes: tuple[str, ...] = ()
     misfits: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])  # per service, why not
+
+    down: frozenset[str] = frozenset()  # servers that do not answer: they host nothing and nothing crosses them
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """Every edge as an object, by demand and then the topology's order of servers."""
+        return tuple(self.table.some(np.lexsort((self.table.server, self.table.demand))))
+
+    def path(self, origin: str, server: str) -> Path | None:
+        """Least-RTT path around the servers that are down, or None where there is none."""
+        return self.topology.path(origin, server, without=self.down)
 
     @cached_property
     def edges_by_service_server(self) -> Mapping[tuple[str, str], tuple[Edge, ...]]:
@@ -93,14 +105,15 @@ class PlacementProblem:
         return self.topology.services[name]
 
     def earning_share(self, tenant: Tenant, resident: Resident | None) -> float:
-        """Share of the coming cycle for which a tenant can serve: 1 if it already runs there, or if nothing runs yet.
+        """Share of the horizon for which a tenant can serve: 1 if it already runs there, or if nothing runs yet.
 
-        At least `MIN_EARNING`: a model that loads for longer than a cycle serves in those after it. If it earned
-        nothing, idle devices would stay empty for ever.
+        The horizon is longer than a planning cycle, for what is wanted now is mostly wanted in the next cycles too:
+        with one cycle to pay in, a model that loads for half a minute could hardly displace anything. At least
+        `MIN_EARNING`: if it earned nothing, idle devices would stay empty for ever.
         """
         if not self.residents or (resident is not None and tenant.service in resident.services):
             return 1.0
-        return max(MIN_EARNING, 1.0 - tenant.load_s / self.rules.cycle_s)
+        return max(MIN_EARNING, 1.0 - tenant.load_s / self.rules.horizon_s)
 
     def useful_at(self, content: Content, server: str) -> bool:
         """Whether every tenant could serve some offered demand from this server in time, enough to fill its batch."""
@@ -148,53 +161,62 @@ def build_problem(
     categories = {s.name: categorize(s, topology, catalogue) for s in topology.services.values()}
     misfits: dict[str, tuple[str, ...]] = {}
     hosts = [s.name for s in topology.servers.values() if s.devices and s.name not in down]
-    edges: list[Edge] = []
-    for d in wanted:
-        service = topology.services[d.service]
-        for host in hosts:
-            path = topology.path(d.origin, host)
-            if path is None or (down and any(end in down for hop in path.hops for end in hop)):
-                continue
-            network_ms = path.rtt_ms + path.transfer_ms(service.request.input_bytes + service.request.output_bytes)
-            slack_ms = service.deadline_ms - network_ms
-            if slack_ms >= 0:
-                edges.append(
-                    Edge(
-                        service=d.service,
-                        origin=d.origin,
-                        server=host,
-                        path=path,
-                        network_ms=network_ms,
-                        slack_ms=slack_ms,
-                    )
-                )
-    slacks: dict[str, list[float]] = {}
-    for edge in edges:
-        slacks.setdefault(edge.service, []).append(edge.slack_ms)
-    for values in slacks.values():
-        values.sort()
-    notes: list[str] = []
+    table, note = make_edges(
+        topology,
+        wanted,
+        down=down,
+        least_response_ms=_soonest(topology, catalogue, categories),
+        max_edges=rules.max_edges,
+    )
+    by_service = np.argsort(table.service, kind="stable")
+    ends = np.searchsorted(table.service[by_service], np.arange(len(table.services) + 1))
+    slacks = {
+        name: np.sort(table.slack_ms[by_service[ends[i] : ends[i + 1]]]).tolist()
+        for i, name in enumerate(table.services)
+    }
+    notes = [note] if note else []
     contents: dict[str, tuple[Content, ...]] = {}
     asked = {d.service for d in wanted}
     types = sorted({p.type for h in hosts for p in topology.servers[h].devices})
     for name in sorted(asked):
         misfits[name] = tuple(misfits_of(topology.services[name], categories[name], topology, catalogue, types))
     for device_type in types:
-        made, note = contents_of(topology, catalogue, categories, device_type, sorted(asked), slacks, rules)
+        made, limits = contents_of(topology, catalogue, categories, device_type, sorted(asked), slacks, rules)
         contents[device_type] = made
-        notes.extend(note)
+        notes.extend(limits)
     return PlacementProblem(
         topology=topology,
         catalogue=catalogue,
         rules=rules,
         categories=categories,
         demand=wanted,
-        edges=tuple(edges),
+        table=table,
         contents=contents,
         residents=residents_of(in_force, topology, down),
         notes=tuple(notes),
         misfits=misfits,
+        down=down,
     )
+
+
+def _soonest(
+    topology: Topology, catalogue: ProfileCatalogue, categories: Mapping[str, Category]
+) -> Callable[[str, str], float]:
+    """When the fastest device of a server answers a service alone, in ms; inf where none can run it."""
+    by_type: dict[tuple[str, str], list[tuple[int, float]]] = {}
+
+    def soonest(service: str, server: str) -> float:
+        best = math.inf
+        for pool in topology.servers[server].devices:
+            key = (service, pool.type)
+            if key not in by_type:
+                by_type[key] = least_responses(
+                    topology.services[service], categories[service], topology, catalogue, pool.type
+                )
+            best = min([best, *(ms for devices, ms in by_type[key] if devices <= pool.count)])
+        return best
+
+    return soonest
 
 
 def _check_names(topology: Topology, demand: Sequence[Demand]) -> None:

@@ -11,13 +11,11 @@ Asked in this order, for each service and origin with demand left over:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from epara_opt.domain.category import Scale, is_timely
-from epara_opt.domain.performance import configurations, evaluate
-from epara_opt.domain.service import Demand, Service
+from epara_opt.contents import least_responses
+from epara_opt.domain.service import Demand
 from epara_opt.placement import Placement, link_use, link_widths, served
 from epara_opt.plan import Unserved
 from epara_opt.problem import Edge, PlacementProblem
@@ -75,8 +73,16 @@ def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tupl
         nearest = _nearest_network(problem, demand)
         if nearest is None:
             return "no_devices", f"no server with devices can be reached from {demand.origin}"
-        if nearest[0] <= service.deadline_ms:  # it would have an edge if it stood
-            return "no_devices", f"the servers with devices near {demand.origin}, {nearest[1]} first, do not answer"
+        if nearest[0] <= service.deadline_ms:  # it would have an edge if it and the way to it stood
+            if nearest[1] in problem.down:
+                return "no_devices", f"the servers with devices near {demand.origin}, {nearest[1]} first, do not answer"
+            way = problem.topology.path(demand.origin, nearest[1])
+            lost = ", ".join(b for _, b in (way.hops if way else ()) if b in problem.down)
+            return (
+                "no_route_in_time",
+                f"{lost} on the way to {nearest[1]} does not answer, and no way around it keeps "
+                f"{service.deadline_ms:.0f} ms",
+            )
         return (
             "no_route_in_time",
             f"every route breaks the SLO: nearest {nearest[1]} {nearest[0]:.0f} ms network > "
@@ -115,23 +121,6 @@ def _nearest_network(problem: PlacementProblem, demand: Demand) -> tuple[float, 
     return min(found, default=None)
 
 
-def _least_responses(problem: PlacementProblem, service: Service, device_type: str) -> list[tuple[int, float]]:
-    """Per shape on this device type: how many devices, and the least response of what fits in memory."""
-    single = problem.categories[service.name].scale is Scale.SINGLE_DEVICE
-    memory = problem.topology.device_types[device_type].memory_bytes
-    found: list[tuple[int, float]] = []
-    for shape, profile in problem.catalogue.shapes(service.model.profile_name, device_type).items():
-        performances = (evaluate(service, profile, c) for c in configurations(service, profile))
-        responses = [
-            p.response_ms
-            for p in performances
-            if p.memory_bytes <= memory and is_timely(service, p.response_ms, p.tpot_ms)
-        ]
-        if responses and (shape == (1, 1) or not single):
-            found.append((math.prod(shape), min(responses)))
-    return found
-
-
 class _Scarcity:
     """What is used up, and what more of it would be worth."""
 
@@ -152,7 +141,11 @@ class _Scarcity:
         for pool in self._problem.topology.servers[edge.server].devices:
             key = (edge.service, pool.type)
             if key not in self._least:
-                self._least[key] = _least_responses(self._problem, self._problem.service(edge.service), pool.type)
+                problem = self._problem
+                service = problem.service(edge.service)
+                self._least[key] = least_responses(
+                    service, problem.categories[service.name], problem.topology, problem.catalogue, pool.type
+                )
             found += [_Option(edge, pool.type, k, pool.count, response_ms) for k, response_ms in self._least[key]]
         return found
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from epara_opt.domain.category import Category, Scale, categorize, is_timely
 from epara_opt.domain.performance import Performance, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
-from epara_opt.domain.topology import Topology
+from epara_opt.domain.topology import Path, Topology
 from epara_opt.errors import InputError, PlanRejected
 from epara_opt.plan import ActionKind, Plan, Replica, relative_gap
 from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident, fills_batch
@@ -152,11 +152,15 @@ class _Check:
         service = self.topology.services[replica.service]
         near = 0.0
         for (name, origin), offered in self._offered().items():
-            way = self.topology.path(origin, replica.server) if name == replica.service else None
+            way = self._path(origin, replica.server) if name == replica.service else None
             if way is not None:
                 network_ms = way.rtt_ms + way.transfer_ms(service.request.input_bytes + service.request.output_bytes)
                 near += offered if not _exceeds(network_ms + response_ms, service.deadline_ms) else 0.0
         return near
+
+    def _path(self, origin: str, server: str) -> Path | None:
+        """Around the servers that were down when the problem was made."""
+        return self.topology.path(origin, server, without=self.problem.down if self.problem else frozenset())
 
     def _alone(self, r: Replica) -> Performance | None:
         path = f"replicas[{r.id}]"
@@ -185,7 +189,7 @@ class _Check:
 
     def routes(self) -> None:
         """Each reaches its replica in time over the network as it is."""
-        usable = {(e.service, e.origin, e.server) for e in self.problem.edges} if self.problem else None
+        table = self.problem.table if self.problem else None
         replicas = self.replicas
         seen: set[tuple[str, str, str]] = set()
         for route in self.plan.routes:
@@ -202,11 +206,11 @@ class _Check:
                 self.broken(f"{path}.rate", "expected a finite number > 0", route.rate)
                 continue
             self.served[key[:2]] = self.served.get(key[:2], 0.0) + route.rate
-            way = self.topology.path(route.origin, replica.server)
+            way = self._path(route.origin, replica.server)
             if way is None:
                 self.broken(path, f"expected a path from {route.origin} to {replica.server}")
                 continue
-            if usable is not None and (route.service, route.origin, replica.server) not in usable:
+            if table is not None and table.find(route.service, route.origin, replica.server) < 0:
                 self.broken(path, "expected an edge of the problem: demand here, a server that stands, a route in time")
             network_ms = way.rtt_ms + way.transfer_ms(service.request.input_bytes + service.request.output_bytes)
             if not _same(route.network_ms, network_ms):
@@ -276,7 +280,7 @@ class _Check:
         load: dict[tuple[str, str], float] = {}
         for route in self.plan.routes:
             replica, service = self.replicas.get(route.replica), self.topology.services.get(route.service)
-            way = self.topology.path(route.origin, replica.server) if replica else None
+            way = self._path(route.origin, replica.server) if replica else None
             if way is None or service is None:
                 continue
             events_per_s = route.rate * service.events_per_work
@@ -293,7 +297,7 @@ class _Check:
         """1 if loaded already, or if nothing runs yet; else the part of the cycle that loading leaves."""
         if self._loaded(replica) or not problem.residents or replica.id not in self.performances:
             return 1.0
-        return max(MIN_EARNING, 1.0 - self.performances[replica.id].load_s / problem.rules.cycle_s)
+        return max(MIN_EARNING, 1.0 - self.performances[replica.id].load_s / problem.rules.horizon_s)
 
     def _loaded(self, replica: Replica) -> bool:
         return replica.group in self.residents and replica.service in self.residents[replica.group].services

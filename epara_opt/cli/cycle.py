@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +55,7 @@ def run(
     if without:
         law = "expected host:port of its executor; `epara run` plans for servers that it can reach"
         raise InputError([Violation(path=f"servers.{name}.address", law=law, value="none") for name in without])
-    settings = CycleSettings(every_s=every_s, time_limit_s=time_limit, rules=replace(loaded.rules, cycle_s=every_s))
+    settings = CycleSettings(every_s=every_s, time_limit_s=time_limit, rules=loaded.rules)
     planner = make_planner(solver)
     clock = SystemClock()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -315,7 +315,7 @@ class ControlCycle:
                 between = rerouted(step.target, problem, generation=plan.generation)
                 lost = max(0.0, keep_value - between.predicted.goodput)
         loading_s = max((r.load_s for r in plan.replicas), default=0.0)
-        price = lost * min(1.0, loading_s / self._settings.rules.cycle_s)
+        price = lost * min(1.0, loading_s / self._settings.rules.horizon_s)
         return plan.objective - price > keep_value * (1.0 + self._settings.min_gain) + 1e-9
 
     # Acting

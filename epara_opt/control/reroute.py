@@ -42,7 +42,7 @@ def earning_share(r: Replica, problem: PlacementProblem) -> float:
     """As `PlacementProblem.earning_share`, for a replica that says itself whether it must be loaded."""
     if not problem.residents or r.load_s == 0:
         return 1.0
-    return max(MIN_EARNING, 1.0 - r.load_s / problem.rules.cycle_s)
+    return max(MIN_EARNING, 1.0 - r.load_s / problem.rules.horizon_s)
 
 
 def complete(

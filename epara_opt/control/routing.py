@@ -155,14 +155,14 @@ class RouteBook:
 
     def _timing(self, service: Service, origin: str, r: Replica) -> tuple[float, float] | None:
         """(network_ms, predicted_ms), or None where there is no path that stands."""
-        path = self._topology.path(origin, r.server)
-        if path is None or any(end in self._down for hop in path.hops for end in hop):
+        path = self._topology.path(origin, r.server, without=self._down)
+        if path is None:
             return None
         network_ms = path.rtt_ms + path.transfer_ms(service.request.input_bytes + service.request.output_bytes)
         return network_ms, network_ms + r.response_ms
 
     def _link_loads(self, service: Service, origin: str, server: str) -> list[tuple[tuple[str, str], float]]:
-        path = self._topology.path(origin, server)
+        path = self._topology.path(origin, server, without=self._down)
         if path is None:
             return []
         there = service.request.input_bytes * service.events_per_work

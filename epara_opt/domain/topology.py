@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import cast
 
 import networkx as nx
 
+from epara_opt.domain.routes import Neighbours, Path, Search
 from epara_opt.domain.service import Demand, Service
 from epara_opt.errors import InputError, Violation
+
+__all__ = ["DeviceKind", "DevicePool", "DeviceType", "Link", "Location", "Path", "Server", "ServerKind", "Topology"]
 
 
 class DeviceKind(StrEnum):
@@ -73,19 +73,6 @@ class Link:
     between: tuple[str, str]
     rtt_ms: float
     bandwidth_bytes_per_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
-    """The least-RTT path from an origin to a server; empty when they are the same."""
-
-    hops: tuple[tuple[str, str], ...]  # directed, origin first
-    rtt_ms: float
-    bandwidth_bytes_per_s: float  # of the narrowest link; inf when there is no link to cross
-
-    def transfer_ms(self, num_bytes: float) -> float:
-        """Store-and-forward is not modelled: one transmission at the narrowest link's rate."""
-        return 0.0 if not self.hops else 1000.0 * num_bytes / self.bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,33 +153,34 @@ class Topology:
         graph: nx.Graph[str] = nx.Graph()
         graph.add_nodes_from(self.servers)
         for link in self.links:
-            graph.add_edge(*link.between, rtt_ms=link.rtt_ms, width=link.bandwidth_bytes_per_s)
+            graph.add_edge(*link.between)
         return graph
 
     @cached_property
-    def _paths(self) -> dict[str, dict[str, Path]]:
-        return {}  # filled origin by origin, when asked
+    def _neighbours(self) -> Neighbours:
+        table: dict[str, list[tuple[str, float, float, int]]] = {}
+        for i, link in enumerate(self.links):
+            a, b = link.between
+            table.setdefault(a, []).append((b, link.rtt_ms, link.bandwidth_bytes_per_s, 2 * i))
+            table.setdefault(b, []).append((a, link.rtt_ms, link.bandwidth_bytes_per_s, 2 * i + 1))
+        return table
 
-    def _paths_from(self, origin: str) -> dict[str, Path]:
-        found = nx.single_source_dijkstra(self._graph, origin, weight="rtt_ms")
-        lengths, routes = cast("tuple[dict[str, float], dict[str, list[str]]]", found)
-        width = self._graph.edges
-        return {
-            target: Path(
-                hops=tuple(itertools.pairwise(nodes)),
-                rtt_ms=float(lengths[target]),
-                bandwidth_bytes_per_s=min((width[h]["width"] for h in itertools.pairwise(nodes)), default=math.inf),
-            )
-            for target, nodes in routes.items()
-        }
+    @cached_property
+    def _searches(self) -> dict[tuple[frozenset[str], str], Search]:
+        return {}  # filled when asked
 
-    def path(self, origin: str, target: str) -> Path | None:
-        """Least-RTT path, or None where there is none."""
-        if origin not in self.servers:
-            return None
-        if origin not in self._paths:
-            self._paths[origin] = self._paths_from(origin)
-        return self._paths[origin].get(target)
+    def around(self, origin: str, *, without: frozenset[str] = frozenset()) -> Search:
+        """Servers around an origin by RTT, and the paths to them. without: servers that nothing crosses."""
+        search = self._searches.get((without, origin))
+        if search is None:
+            if without and not any(known == without for known, _ in self._searches):
+                self._searches.clear()  # another set of servers is down now
+            search = self._searches[without, origin] = Search(self._neighbours, origin, without)
+        return search
+
+    def path(self, origin: str, target: str, *, without: frozenset[str] = frozenset()) -> Path | None:
+        """Least-RTT path around the servers `without`, or None where there is none."""
+        return self.around(origin, without=without).path(target) if origin in self.servers else None
 
 
 def _positive(path: str, value: float) -> None:

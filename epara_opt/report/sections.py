@@ -238,7 +238,8 @@ def appendix(
             ("Rule max_utilization", number(rules.max_utilization)),
             ("Rule max_tenants", str(rules.max_tenants)),
             ("Rule max_contents", str(rules.max_contents)),
-            ("Rule cycle_s", number(rules.cycle_s)),
+            ("Rule max_edges", str(rules.max_edges)),
+            ("Rule horizon_s", number(rules.horizon_s)),
         ]
     return [
         el("dl", [(el("dt", k), el("dd", v)) for k, v in facts], class_="facts"),

@@ -105,7 +105,7 @@ def test_a_resident_with_nothing_in_common_is_nothing_to_keep(make) -> None:
 def test_flows_of_loaded_and_loading_tenants_are_told_apart(make) -> None:
     problem = replace(make.edge().problem(), residents=(resident("a/l4/0/1", 0, "classify"),))
     earning = {u.earning for u in encode(problem).uses if u.edge.server == "a"}
-    assert sorted(earning) == pytest.approx([0.8, 1.0])
+    assert sorted(earning) == pytest.approx([0.98, 1.0])
 
 
 def test_tenants_share_the_time_of_their_groups(make) -> None:

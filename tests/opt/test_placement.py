@@ -134,7 +134,7 @@ def test_the_same_placement_gives_the_same_plan(make) -> None:
 def test_value_prices_the_time_that_loading_takes(make) -> None:
     problem = replace(make.edge().problem(), residents=(resident(0),))
     placement = groups_at_a(problem, [50.0, 50.0], [problem.residents[0], None])
-    assert value(problem, placement) == pytest.approx(50.0 + 0.8 * 50.0)
+    assert value(problem, placement) == pytest.approx(50.0 + 0.98 * 50.0)
     assert served(placement) == {("classify", "a"): 100.0}
 
 

@@ -123,12 +123,12 @@ def test_cold_start_earns_in_full_and_later_loading_costs_its_time(make) -> None
     warm = replace(cold, residents=(resident(),))
     tenant = cold.contents["l4"][0].tenants[0]  # loads 6 s of a 30 s cycle
     assert cold.earning_share(tenant, None) == 1.0
-    assert warm.earning_share(tenant, None) == pytest.approx(0.8)
+    assert warm.earning_share(tenant, None) == pytest.approx(0.98)
     assert warm.earning_share(tenant, warm.residents[0]) == 1.0
 
 
-def test_a_model_that_loads_for_longer_than_a_cycle_still_earns_a_little(make) -> None:
-    rows = [make.row("classify", latency_ms=10.0, load_s=90.0)]
+def test_a_model_that_loads_for_longer_than_the_horizon_still_earns_a_little(make) -> None:
+    rows = [make.row("classify", latency_ms=10.0, load_s=900.0)]
     problem = replace(make.edge(rows=rows).problem(), residents=(resident(),))
     assert problem.earning_share(problem.contents["l4"][0].tenants[0], None) == MIN_EARNING
 
@@ -166,7 +166,7 @@ def test_the_digest_follows_inputs_and_not_the_plan_in_force(make) -> None:
     problem = make.edge().problem()
     assert replace(problem, residents=(resident(),)).digest == problem.digest
     assert make.edge(demand=[make.offer("classify", "a", 151.0)]).problem().digest != problem.digest
-    assert make.edge(rules=PlanningRules(cycle_s=31.0)).problem().digest != problem.digest
+    assert make.edge(rules=PlanningRules(horizon_s=31.0)).problem().digest != problem.digest
 
 
 def test_an_edge_made_in_code_has_a_digest_of_its_content(make) -> None:
@@ -209,7 +209,7 @@ def test_groups_in_force_are_residents_where_their_servers_and_devices_still_sta
 
 @pytest.mark.parametrize(
     ("rule", "value", "law"),
-    [("max_utilization", 0.0, r"in \(0, 1\]"), ("max_tenants", 0, ">= 1"), ("cycle_s", 0.0, "> 0")],
+    [("max_utilization", 0.0, r"in \(0, 1\]"), ("max_tenants", 0, ">= 1"), ("horizon_s", 0.0, "> 0")],
 )
 def test_rules_are_checked_at_birth(rule: str, value: float, law: str) -> None:
     with pytest.raises(InputError, match=f"rules.{rule}: expected {law}, got {value}"):

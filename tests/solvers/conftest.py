@@ -72,7 +72,7 @@ def make_tiny_problem(seed: int) -> PlacementProblem:
         demand=demand,
         digest=f"tiny-{seed}",
     )
-    rules = PlanningRules(max_utilization=rng.choice((0.8, 1.0)), max_tenants=rng.choice((1, 2, 2)), cycle_s=30.0)
+    rules = PlanningRules(max_utilization=rng.choice((0.8, 1.0)), max_tenants=rng.choice((1, 2, 2)), horizon_s=30.0)
     problem = build_problem(topology, ProfileCatalogue.from_rows(rows), rules=rules)
     return replace(problem, residents=residents(problem, rng)) if rng.random() < 0.5 else problem
 

@@ -13,7 +13,7 @@ from epara_solvers.registry import make_planner
 
 from epara_opt.formulation.program import FloatArray, MilpProgram, MilpResult, SearchStop
 from epara_opt.plan import Stop
-from epara_opt.problem import PlacementProblem
+from epara_opt.problem import PlacementProblem, build_problem
 from epara_opt.verify import verify
 
 
@@ -74,7 +74,7 @@ def test_the_same_problem_gives_the_same_plan_twice(scarce: PlacementProblem, hi
 
 
 def test_no_demand_is_an_empty_plan_and_no_failure(scarce: PlacementProblem, highs: ExactPlanner) -> None:
-    idle = dataclasses.replace(scarce, demand=(), edges=())
+    idle = build_problem(scarce.topology, scarce.catalogue, rules=scarce.rules, demand=())
     for planner in (highs, GreedyPlanner()):
         plan = planner.plan(idle, generation=2, time_limit_s=60)
         assert (plan.stop, plan.replicas, plan.objective, plan.dual_bound) == (Stop.NO_DEMAND, (), 0.0, 0.0)

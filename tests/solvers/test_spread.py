@@ -1,7 +1,6 @@
 """Work on devices that would stay idle: what it may change and what it may not."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from epara_solvers.brute import optimum
@@ -78,4 +77,5 @@ def test_nothing_that_runs_is_moved_when_the_demand_is_the_same(demo: PlacementP
 def test_without_time_nothing_moves(demo: PlacementProblem) -> None:
     one = Placement(groups=(), flows=())
     assert spread(demo, one, time_is_up=lambda: True) is one
-    assert spread(replace(demo, edges=()), one, time_is_up=never) is one
+    unreached = build_problem(demo.topology, demo.catalogue, rules=demo.rules, demand=())
+    assert spread(unreached, one, time_is_up=never) is one

@@ -102,10 +102,9 @@ def repack(board: Board, *, time_is_up: Until, rng: np.random.Generator, patienc
 
 def _neighbours(ground: Ground) -> list[list[int]]:
     """For each site the others, nearest first."""
-    topology = ground.problem.topology
     table: list[list[int]] = []
     for site in ground.sites:
-        far = [topology.path(site.server, other.server) for other in ground.sites]
+        far = [ground.problem.path(site.server, other.server) for other in ground.sites]
         rtt = [p.rtt_ms if p is not None else float("inf") for p in far]
         table.append(sorted(range(len(rtt)), key=lambda i: (rtt[i], i)))
     return table

@@ -184,7 +184,7 @@ def test_history_and_load_are_left_out_when_there_are_none(three_shops: Any) -> 
 
 
 def test_rules_are_shown_when_given(three_shops: Any) -> None:
-    rules = PlanningRules(cycle_s=17.5)
+    rules = PlanningRules(horizon_s=17.5)
     assert "17.5" in parse(render(three_shops.plan, three_shops.topology, rules=rules)).texts
 
 
