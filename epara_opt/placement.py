@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from epara_opt.domain.snapshot import topology_to_dict
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import InputError, Violation
-from epara_opt.plan import Plan, Predicted, Replica, Route, ServiceForecast, Stop, Unserved, relative_gap
+from epara_opt.plan import Certificate, Plan, Predicted, Replica, Route, ServiceForecast, Stop, Unserved, relative_gap
 from epara_opt.problem import Content, Edge, PlacementProblem, Resident, Tenant, reduced
 
 ROUNDING = 1e-9  # relative
@@ -111,6 +111,7 @@ def assemble(
     in_force: Plan | None = None,
     notes: Sequence[str] = (),
     made_at: str = "",
+    certificate: Certificate | None = None,
 ) -> Plan:
     """The plan that carries out a placement: device indexes, ids, shares of time, routes and predictions.
 
@@ -175,6 +176,7 @@ def assemble(
         predicted=_predicted(problem, routes, busy),
         notes=(*problem.notes, *notes),
         made_at=made_at,
+        certificate=certificate,
     )
 
 

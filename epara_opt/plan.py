@@ -125,6 +125,17 @@ class Predicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """Prices that prove an upper bound; `epara_opt.certify` recomputes it from them. Absent prices are 0."""
+
+    inputs_digest: str  # of the problem they were made for
+    bound: float  # what they prove
+    demand: dict[str, dict[str, float]]  # service, origin: price of a unit of work, in weighted goodput
+    links: dict[str, dict[str, float]]  # from, to: price of a byte per second
+    digest: str  # sha256 over all of it; 16 hex digits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     generation: int
     topology: str
@@ -143,6 +154,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what a reader should know: fallbacks taken, limits reduced
     made_at: str = ""  # ISO 8601, UTC
     topology_digest: str = ""  # of topology and profiles alone; apply refuses a plan made for another edge
+    certificate: Certificate | None = None  # the prices behind dual_bound; None where the solver gave none
     edge: dict[str, Any] | None = None  # snapshot of the topology (domain/snapshot.py), so that a plan can be drawn
 
     def with_actions(self, actions: tuple[Action, ...]) -> Plan:
@@ -166,12 +178,14 @@ class Plan:
         try:
             predicted: dict[str, Any] = data.pop("predicted")
             services = tuple(ServiceForecast(**s) for s in predicted.pop("services"))
+            prices = data.pop("certificate", None)
             plan = Plan(
                 stop=Stop(data.pop("stop")),
                 replicas=tuple(Replica(**_retyped(r, devices=tuple)) for r in data.pop("replicas")),
                 routes=tuple(Route(**r) for r in data.pop("routes")),
                 unserved=tuple(Unserved(**u) for u in data.pop("unserved")),
                 predicted=Predicted(services=services, **predicted),
+                certificate=None if prices is None else Certificate(**prices),
                 actions=tuple(Action(**_retyped(a, kind=ActionKind, groups=tuple)) for a in data.pop("actions")),
                 notes=tuple(data.pop("notes", ())),
                 **data,

@@ -173,6 +173,11 @@ def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
     )
 
 
+def columns_of(problem: PlacementProblem) -> tuple[Column, ...]:
+    """What could be placed where: all that `encode` counts."""
+    return tuple(_columns(problem, _reaches(problem))[0])
+
+
 def _reaches(problem: PlacementProblem) -> dict[tuple[str, str], Reach]:
     offered = problem.offered
     return {

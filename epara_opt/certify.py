@@ -1,0 +1,195 @@
+"""Certificates: prices from which anybody can recompute a plan's upper bound. No solver, no compiled code.
+
+Give every unit of demand a price pi >= 0 and every byte per second of a directed link a price beta >= 0. Then
+
+    U = sum_d pi_d offered_d + sum_h beta_h width_h + sum_n V_n
+
+is at least the value of every placement: its value, plus the price of the demand and bandwidth it leaves over, is what
+its servers earn after paying for what they use, and a server n earns at most V_n. Whatever the prices, U is a bound;
+good ones make it tight. Nothing about how they were found needs to be trusted.
+
+V_n sums over the server's pools. There, k groups of one column (a content, new or on residents that are alike) have k
+of time for their tenants, who take the edge of highest gain per time first, each edge up to what is offered there: the
+fractional knapsack, so no k groups of that content earn more. What the k-th copy adds falls with k. Copies of different
+columns are valued as if they did not share demand, which only raises V_n. So per number of devices the best few copies
+of a pool are enough, and a knapsack over numbers of devices packs them.
+
+Columns are those of `formulation.compact`, of which a column with a tenant that gains nowhere is left out: the others
+gain no less without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from epara_opt.errors import PlanRejected
+from epara_opt.formulation.compact import Column, columns_of
+from epara_opt.placement import link_widths
+from epara_opt.plan import Certificate, Plan
+from epara_opt.problem import PlacementProblem
+
+DIGITS = 9  # significant, of a stored price
+SAME = 1e-6  # relative: what sums in another order may differ by, and more
+
+
+def certificate_of(
+    problem: PlacementProblem,
+    demand: Mapping[tuple[str, str], float],
+    links: Mapping[tuple[str, str], float],
+    *,
+    bound: float | None = None,
+) -> Certificate:
+    """Prices by (service, origin) and by directed link as a certificate.
+
+    bound: what these prices, rounded as `rounded` does, were found to prove; worked out here when None.
+    """
+    by_service: dict[str, dict[str, float]] = {}
+    for (service, origin), price in demand.items():
+        if price > 0.0:
+            by_service.setdefault(service, {})[origin] = rounded(price)
+    by_end: dict[str, dict[str, float]] = {}
+    for (a, b), price in links.items():
+        if price > 0.0:
+            by_end.setdefault(a, {})[b] = rounded(price)
+    found = Certificate(
+        inputs_digest=problem.digest, bound=0.0 if bound is None else bound, demand=by_service, links=by_end, digest=""
+    )
+    if bound is None:
+        found = _with(found, certified_bound(problem, found))
+    return _with(found, found.bound)
+
+
+def _with(certificate: Certificate, bound: float) -> Certificate:
+    content = [certificate.inputs_digest, bound, certificate.demand, certificate.links]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return Certificate(
+        inputs_digest=certificate.inputs_digest,
+        bound=bound,
+        demand=certificate.demand,
+        links=certificate.links,
+        digest=digest,
+    )
+
+
+def rounded(price: float) -> float:
+    """A price as certificates store it."""
+    return float(f"{price:.{DIGITS}g}")
+
+
+def certify(plan: Plan, problem: PlacementProblem) -> float:
+    """The bound that the plan's certificate proves for this problem. Raises PlanRejected where claims do not hold."""
+    found = plan.certificate
+    if found is None:
+        raise PlanRejected(["certificate: expected prices; this plan carries none"])
+    if found.inputs_digest != problem.digest:
+        law = f"certificate.inputs_digest: expected {problem.digest}, the digest of these inputs"
+        raise PlanRejected([f"{law}, got {found.inputs_digest}"])
+    broken: list[str] = []
+    for what, prices in (("demand", found.demand), ("links", found.links)):
+        for key, inner in prices.items():
+            broken += [
+                f"certificate.{what}.{key}.{other}: expected a price >= 0, got {price}"
+                for other, price in inner.items()
+                if not 0.0 <= price < float("inf")
+            ]
+    if broken:
+        raise PlanRejected(broken)
+    bound = certified_bound(problem, found)
+    if abs(bound - found.bound) > SAME * max(1.0, abs(bound)):
+        broken.append(f"certificate.bound: its prices prove {bound:.9g}, got {found.bound:.9g}")
+    if plan.objective > bound * (1.0 + SAME):
+        broken.append(f"objective: expected at most the certified bound {bound:.9g}, got {plan.objective:.9g}")
+    if broken:
+        raise PlanRejected(broken)
+    return bound
+
+
+def certified_bound(problem: PlacementProblem, certificate: Certificate) -> float:
+    """U of the module's docstring."""
+    widths = link_widths(problem.topology)
+    total = sum(
+        certificate.demand.get(d.service, {}).get(d.origin, 0.0) * d.offered for d in problem.demand
+    ) + sum(price * widths.get((a, b), 0.0) for a, ends in certificate.links.items() for b, price in ends.items())
+    pools: dict[tuple[str, str], list[Column]] = {}
+    for column in columns_of(problem):
+        pools.setdefault((column.server, column.content.device_type), []).append(column)
+    prices: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for (server, device_type), columns in pools.items():
+        count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
+        gains: dict[int, list[float]] = {}  # by devices of a group: what single copies add
+        for column in columns:
+            size = column.content.num_devices
+            copies = min(column.max_groups, count // size)
+            gains.setdefault(size, []).extend(_copies(problem, certificate, prices, column, copies))
+        total += _knapsack({s: sorted(g, reverse=True)[: count // s] for s, g in gains.items()}, count)
+    return total
+
+
+def _edge_prices(
+    problem: PlacementProblem, certificate: Certificate, service: str, server: str
+) -> list[tuple[float, float, float]]:
+    """(price of a unit of work, slack_ms, offered) of a service's edges to a server, cheapest first."""
+    found: list[tuple[float, float, float]] = []
+    worth = problem.service(service).weight
+    for e in problem.edges_by_service_server.get((service, server), ()):
+        q = certificate.demand.get(service, {}).get(e.origin, 0.0)
+        q += sum(load * certificate.links.get(a, {}).get(b, 0.0) for (a, b), load in problem.link_loads(e))
+        if q < worth:
+            found.append((q, e.slack_ms, problem.offered[service, e.origin]))
+    return sorted(found)
+
+
+def _copies(
+    problem: PlacementProblem,
+    certificate: Certificate,
+    known: dict[tuple[str, str], list[tuple[float, float, float]]],
+    column: Column,
+    copies: int,
+) -> list[float]:
+    """What each of so many groups of a column adds, falling; shorter where later ones add nothing."""
+    offers: list[tuple[float, float]] = []  # gain per time, time
+    for tenant, earning in zip(column.content.tenants, column.earning, strict=True):
+        key = (tenant.service, column.server)
+        if key not in known:
+            known[key] = _edge_prices(problem, certificate, *key)
+        worth = problem.service(tenant.service).weight * earning
+        mine = [
+            ((worth - q) * tenant.work_per_s, offered / tenant.work_per_s)
+            for q, slack_ms, offered in known[key]
+            if slack_ms >= tenant.response_ms and q < worth
+        ]
+        if not mine:
+            return []
+        offers += mine
+    offers.sort(reverse=True)
+    gains: list[float] = []
+    left, gain = 1.0, 0.0
+    for rate, time in offers:
+        while time > 0.0 and len(gains) < copies:
+            part = min(left, time)
+            gain += part * rate
+            left -= part
+            time -= part
+            if left <= 0.0:
+                gains.append(gain)
+                left, gain = 1.0, 0.0
+        if len(gains) == copies:
+            return gains
+    if gain > 0.0:
+        gains.append(gain)
+    return gains
+
+
+def _knapsack(gains: Mapping[int, Sequence[float]], devices: int) -> float:
+    """The most that groups of these sizes earn on so many devices; gains of each size are falling."""
+    best = [0.0] * (devices + 1)
+    for size, values in gains.items():
+        before = best.copy()
+        total = 0.0
+        for number, value in enumerate(values, start=1):
+            total += value
+            for room in range(number * size, devices + 1):
+                best[room] = max(best[room], before[room - number * size] + total)
+    return best[devices]

@@ -1,0 +1,186 @@
+"""The incumbent: a packing that is built under prices and then repacked, on as many threads as the edge has room for.
+
+Threads work in regions: servers near a random one, and the others. Each region's servers keep what they serve; demand
+and bandwidth that are left go to the region they lie in. So regions never take the same thing, whatever their threads
+do when, and after each batch the regions are drawn anew.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from epara_opt.placement import Flow, PlacedGroup, Placement
+from epara_solvers.columns import packing, pricing
+from epara_solvers.columns.arrays import F64, I32, I64, Ground
+from epara_solvers.columns.dual import SERVERS_PER_THREAD, Priced, Prices
+from epara_solvers.columns.packing import Packing
+
+THETA = 0.9  # of the prices, for the first construction: measured best of 0, 0.5, 0.9 and 1 at 20, 100, 1,000 servers
+HEAT = 0.05  # of a mean group's gain, at the start of annealing
+
+
+class Repacker:
+    """One packing and its search. Not thread-safe; its threads are its own."""
+
+    def __init__(self, ground: Ground, *, seed: int, threads: int = 1) -> None:
+        a = ground.arrays
+        self.ground = ground
+        self.packing = packing.empty_packing(a)
+        self.best: Packing | None = None
+        self.best_value = -1.0
+        self.stop = np.zeros(1, dtype=np.int64)
+        self._threads = max(1, min(threads, ground.num_servers // SERVERS_PER_THREAD))
+        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        self._rng = [np.array([seed * 1_000_003 + i], dtype=np.uint64) for i in range(self._threads)]
+        self._draw = np.random.default_rng(seed)
+        self._bench = [pricing.bench_for(a) for _ in range(self._threads)]
+        widest = int(np.diff(a.server_pool).max(initial=1)) * int(a.pool_devices.max(initial=1))
+        self._spare = [packing.spare_packing(widest * packing.MAX_RUINED) for _ in range(self._threads)]
+        order = np.lexsort((ground.table.network_ms, a.edge_demand))
+        self._demand_edge: I32 = order.astype(np.int32)
+        self._demand_start: I64 = np.searchsorted(a.edge_demand[order], np.arange(len(a.offered) + 1)).astype(np.int64)
+        self._whole = np.zeros(ground.num_servers, dtype=np.int8)
+        num_paths = len(a.path_start) - 1
+        self._cost_there, self._cost_back = np.zeros(num_paths), np.zeros(num_paths)
+        self._pi = np.zeros(len(a.offered))
+        self._packing_value = np.zeros(ground.num_servers)
+        self._regret = np.zeros(ground.num_servers)
+
+    @property
+    def value(self) -> float:
+        return float(self.packing.gain.sum())
+
+    def under(self, prices: Prices, priced: Priced) -> None:
+        """Be guided by these prices from now on."""
+        self._pi = prices.pi
+        pricing.path_costs(self.ground.arrays, prices.beta, self._cost_there, self._cost_back)
+        self._packing_value = priced.packing_value
+        self._update_regret()
+
+    def construct(self, *, theta: float = THETA) -> None:
+        """Fill all free devices, servers in order."""
+        order = np.arange(self.ground.num_servers)
+        a, costs = self.ground.arrays, (self._pi, self._cost_there, self._cost_back)
+        packing.construct(a, self._bench[0], self.packing, order, theta, 0.0, self._rng[0], *costs)
+        self._update_regret()
+        self._keep_best()
+
+    def repack(self, rounds: int, *, heat: float) -> int:
+        """So many rounds in all, fewer when `stop` is set; heat in [0, 1] of `HEAT`. Returns the rounds done."""
+        groups = self.packing.gain[self.packing.column >= 0]
+        warmth = heat * HEAT * float(groups.mean()) if len(groups) else 0.0
+        if self._pool is None:
+            done = self._repack(0, self.packing, rounds, self._whole, 0, warmth)
+        else:
+            region = self._regions()
+            parts = self._parts(region)
+            each = rounds // self._threads
+            jobs = [
+                self._pool.submit(self._repack, i, parts[i], each, region, i, warmth) for i in range(self._threads)
+            ]
+            done = sum(job.result() for job in jobs)
+            np.sum([p.demand_left for p in parts], axis=0, out=self.packing.demand_left)
+            np.sum([p.link_left for p in parts], axis=0, out=self.packing.link_left)
+        self._keep_best()
+        return done
+
+    def _repack(self, i: int, part: Packing, rounds: int, region: np.ndarray, mine: int, warmth: float) -> int:
+        done, _, _ = packing.repack(
+            self.ground.arrays,
+            self._bench[i],
+            part,
+            self._spare[i],
+            rounds,
+            region,
+            mine,
+            self._demand_start,
+            self._demand_edge,
+            self.ground.table.server,
+            self._packing_value,
+            self._regret,
+            self._rng[i],
+            self._pi,
+            self._cost_there,
+            self._cost_back,
+            warmth,
+            self.stop,
+        )
+        return done
+
+    def _regions(self) -> np.ndarray:
+        """Servers by distance from a random one, cut into as many parts as there are threads."""
+        servers = self.ground.table.servers
+        problem = self.ground.problem
+        place = {name: i for i, name in enumerate(servers)}
+        pivot = servers[int(self._draw.integers(len(servers)))]
+        region = np.full(len(servers), self._threads - 1, dtype=np.int8)
+        near = (place[s.server] for s in problem.topology.around(pivot, without=problem.down).nearest() if s.server in place)
+        size = -(-len(servers) // self._threads)
+        for rank, n in enumerate(near):
+            region[n] = rank // size
+        return region
+
+    def _parts(self, region: np.ndarray) -> list[Packing]:
+        """The packing as each region sees it: the same slots, and its own share of what is left."""
+        a, table = self.ground.arrays, self.ground.table
+        home = region[table.server[self._demand_edge[self._demand_start[:-1]]]] if len(table) else np.zeros(0)
+        place = {name: i for i, name in enumerate(table.servers)}
+        ends = np.array([[place.get(end, -1) for end in pair] for pair in table.link_ends]).reshape(-1, 2)
+        ends = np.where(ends < 0, ends[:, ::-1], ends)  # an end without devices counts with the other
+        parts: list[Packing] = []
+        for i in range(self._threads):
+            share = np.where(ends < 0, 1.0 / self._threads, region[ends] == i).mean(axis=1)
+            share = np.where((ends < 0).all(axis=1), 1.0 / self._threads, share)
+            parts.append(
+                self.packing._replace(
+                    demand_left=np.where(home == i, self.packing.demand_left, 0.0),
+                    link_left=self.packing.link_left * share,
+                )
+            )
+        assert len(a.link_width) == len(ends)
+        return parts
+
+    def _update_regret(self) -> None:
+        packing.regrets(
+            self.ground.arrays, self.packing, self._packing_value, self._pi, self._cost_there, self._cost_back,
+            self._regret,
+        )
+
+    def _keep_best(self) -> None:
+        value = self.value
+        if value > self.best_value:
+            self.best, self.best_value = packing.copy_packing(self.packing), value
+
+    def placement(self) -> Placement:
+        """The best packing found."""
+        return placement_of(self.ground, self.best if self.best is not None else self.packing)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def placement_of(ground: Ground, packed: Packing) -> Placement:
+    """Groups and flows as the rest of the program knows them; members of a class of residents are kept in order."""
+    a = ground.arrays
+    groups: list[PlacedGroup] = []
+    flows: list[Flow] = []
+    taken = [0] * len(ground.classes)
+    slots = np.flatnonzero(packed.column >= 0)
+    pool_of = np.searchsorted(packed.pool_slot, slots, side="right") - 1
+    for x, q in zip(slots.tolist(), pool_of.tolist(), strict=True):
+        k = int(packed.column[x])
+        kind = int(a.column_class[k])
+        resident = None
+        if kind >= 0:
+            resident = ground.classes[kind][taken[kind]]
+            taken[kind] += 1
+        num = int(packed.num_flows[x])
+        edges = ground.table.some(packed.flow_edge[x, :num])
+        rates = packed.flow_rate[x, :num].tolist()
+        flows.extend(Flow(edge=e, group=len(groups), rate=r) for e, r in zip(edges, rates, strict=True))
+        content = ground.contents[int(a.column_content[k])]
+        groups.append(PlacedGroup(server=ground.pools[q][0], content=content, resident=resident))
+    return Placement(groups=tuple(groups), flows=tuple(flows))
