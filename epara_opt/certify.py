@@ -109,9 +109,9 @@ def certify(plan: Plan, problem: PlacementProblem) -> float:
 def certified_bound(problem: PlacementProblem, certificate: Certificate) -> float:
     """U of the module's docstring."""
     widths = link_widths(problem.topology)
-    total = sum(
-        certificate.demand.get(d.service, {}).get(d.origin, 0.0) * d.offered for d in problem.demand
-    ) + sum(price * widths.get((a, b), 0.0) for a, ends in certificate.links.items() for b, price in ends.items())
+    total = sum(certificate.demand.get(d.service, {}).get(d.origin, 0.0) * d.offered for d in problem.demand) + sum(
+        price * widths.get((a, b), 0.0) for a, ends in certificate.links.items() for b, price in ends.items()
+    )
     pools: dict[tuple[str, str], list[Column]] = {}
     for column in columns_of(problem):
         pools.setdefault((column.server, column.content.device_type), []).append(column)

@@ -47,7 +47,13 @@ class _Known:
 
 
 KNOWN = (
-    _Known("mathopt-highs", "ortools", "ortools", "ortools", "the default: bounds and incumbents up to ~100 servers"),
+    _Known(
+        "mathopt-highs",
+        "ortools",
+        "ortools",
+        "ortools",
+        "bounds and incumbents up to ~30 servers; finishes what `columns` leaves open on small edges",
+    ),
     _Known("mathopt-scip", "ortools", "ortools", "ortools", "cross-checks; small and medium edges"),
     _Known(
         "cpsat",
@@ -63,7 +69,8 @@ HEURISTICS = (
     ("greedy", False, "EPARA's rule by gain, our reading: a plan in about a second, no bound"),
     ("greedy-density", True, "the same by gain per device"),
 )
-AUTO = ("mathopt-highs", "pulp-cbc")  # then greedy
+AUTO = ("mathopt-highs", "pulp-cbc")  # to finish small problems; where numba is missing, to plan; then greedy
+COLUMNS = "any size: near a proven optimum in seconds, hands small problems to an exact solver (`auto`)"
 
 
 def available() -> tuple[SolverInfo, ...]:
@@ -80,7 +87,15 @@ def available() -> tuple[SolverInfo, ...]:
         )
         for name, _, good_for in HEURISTICS
     ]
-    return (*exact, *own)
+    engine = SolverInfo(
+        name="columns",
+        kind="exact",
+        version=_version("epara-opt"),
+        available=is_installed("numba"),
+        reason="" if is_installed("numba") else "numba is not installed (pip install 'epara-opt[planner]')",
+        good_for=COLUMNS,
+    )
+    return (engine, *exact, *own)
 
 
 def make_planner(name: str = "auto", *, threads: int = 1, gap: float = 1e-4) -> Planner:
@@ -88,6 +103,8 @@ def make_planner(name: str = "auto", *, threads: int = 1, gap: float = 1e-4) -> 
 
     Raises NoSolverError, naming those known and those that work.
     """
+    if name == "columns" or (name == "auto" and is_installed("numba")):
+        return _column_planner(threads=max(2, threads), gap=gap)
     if name == "auto":
         usable_exact = next((candidate for candidate in AUTO if not _why_not(candidate)), None)
         if usable_exact is None:
@@ -106,6 +123,16 @@ def make_planner(name: str = "auto", *, threads: int = 1, gap: float = 1e-4) -> 
         raise NoSolverError(f"{why}. Known: {known}. Usable here: {usable}.")
     prices = _RelaxationPrices() if not _why_not("glop") else no_prices
     return ExactPlanner(IsolatedBackend(name, threads=threads), prices=prices, gap=gap)
+
+
+def _column_planner(*, threads: int, gap: float) -> Planner:
+    """Imported here: numba takes a second, and an executor's host has none."""
+    if not is_installed("numba"):
+        raise NoSolverError("columns cannot be used: numba is not installed (pip install 'epara-opt[planner]')")
+    from epara_solvers.planners.columns import ColumnPlanner
+
+    finisher = next((candidate for candidate in AUTO if not _why_not(candidate)), None)
+    return ColumnPlanner(exact=ExactPlanner(IsolatedBackend(finisher)) if finisher else None, threads=threads, gap=gap)
 
 
 class _RelaxationPrices:

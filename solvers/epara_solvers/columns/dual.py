@@ -23,7 +23,6 @@ from enum import Enum
 from itertools import pairwise
 
 import numpy as np
-
 from epara_solvers.columns import pricing
 from epara_solvers.columns.arrays import F64, I32, I64, Ground
 

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-from epara_opt.placement import Placement
-from epara_opt.problem import PlacementProblem
-from epara_solvers.columns.arrays import Ground, ground_of
+from epara_solvers.columns.arrays import Ground
 from epara_solvers.columns.dual import Priced, Pricer, Prices, Volume, descend
 from epara_solvers.columns.search import Repacker
+
+from epara_opt.placement import Placement
+from epara_opt.plan import Plan
 
 ALONE_STEPS = 250
 ALONE_PART = 0.12  # of the time, at most
@@ -61,13 +61,17 @@ def solve(
     seed: int = 1,
     threads: int = 2,
     start: Prices | None = None,
+    in_force: Plan | None = None,
     gap: float = 1e-4,
     clock: Callable[[], float] = time.monotonic,
 ) -> Solved:
-    """Search until the budget is spent or value and bound are within `gap`. start: prices of an earlier plan."""
+    """Search until the budget is spent or value and bound are within `gap`.
+
+    start: prices of an earlier plan. in_force: the plan whose replicas the first placement keeps.
+    """
     run = _Run(ground, budget, seed=seed, threads=threads, gap=gap, clock=clock)
     try:
-        return run.all(start)
+        return run.all(start, in_force)
     finally:
         run.close()
 
@@ -97,9 +101,11 @@ class _Run:
     def _over(self, part: float) -> Callable[[], bool]:
         return (lambda: False) if self._counted else (lambda: self._part() >= part)
 
-    def all(self, start: Prices | None) -> Solved:
+    def all(self, start: Prices | None, in_force: Plan | None) -> Solved:
         volume = Volume(self._pricer, start or self._nothing, alone=start is None)
         self._search.under(volume.prices, volume.priced)
+        if in_force is not None:
+            self._search.resume(in_force)
         self._search.construct()
         if start is None:
             descend(volume, self._target(), steps=ALONE_STEPS, time_is_up=self._over(ALONE_PART))
@@ -159,7 +165,7 @@ class _Run:
             try:
                 while not (self._part() >= PRICES_PART or volume.is_flat or self._closed(volume)):
                     volume.step(self._target())
-            except BaseException as e:  # noqa: BLE001 - raised again in the planner's thread
+            except BaseException as e:
                 failed.append(e)
             finally:
                 done.set()
@@ -192,8 +198,3 @@ class _Run:
             took_s = max(1e-4, self._clock() - at)
             left_s = (1.0 - self._part()) * self._budget.time_limit_s
             batch = max(16, int(batch * min(2.0, min(BATCH_S, max(0.02, left_s)) / took_s)))
-
-
-def solve_problem(problem: PlacementProblem, budget: Budget, **options: object) -> Solved:
-    """`solve` for a problem that is not in arrays yet."""
-    return solve(ground_of(problem), budget, **options)  # type: ignore[arg-type]

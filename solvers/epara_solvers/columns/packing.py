@@ -308,7 +308,10 @@ def choose(a, b, s, n, noise, rng):
     least_q, most, gains = b.least_q, b.most, b.gains
     first_seg = a.server_seg[n]
     content_service, content_work, content_worth, content_fresh = (
-        a.content_service, a.content_work, a.content_worth, a.content_fresh,
+        a.content_service,
+        a.content_work,
+        a.content_worth,
+        a.content_fresh,
     )
     column_first, seg_at, seat = a.column_first, a.seg_at, b.seat
     b_edge, b_q, b_room, b_start, b_at, b_stop, b_rest = b.edge, b.q, b.room, b.start, b.at, b.stop, b.rest
@@ -346,8 +349,29 @@ def choose(a, b, s, n, noise, rng):
                 if content_service[c, t] >= 0:
                     seat[t] = seg_at[n, content_service[c, t]] - first_seg
             num, _ = fill(
-                c, loaded, column_first[k], seat, content_service, content_work, content_worth, content_fresh, b_edge,
-                b_q, b_room, b_start, b_at, b_stop, b_rest, b_rate, b_value, 1, -1.0, gains, nothing, no_work, nothing,
+                c,
+                loaded,
+                column_first[k],
+                seat,
+                content_service,
+                content_work,
+                content_worth,
+                content_fresh,
+                b_edge,
+                b_q,
+                b_room,
+                b_start,
+                b_at,
+                b_stop,
+                b_rest,
+                b_rate,
+                b_value,
+                1,
+                -1.0,
+                gains,
+                nothing,
+                no_work,
+                nothing,
             )
             if num == 0:
                 continue
@@ -387,6 +411,16 @@ def build_server(a, b, s, n, theta, noise, rng, pi, cost_there, cost_back):
 
 
 @njit(cache=True, nogil=True)
+def put(a, b, s, n, q, k, theta, pi, cost_there, cost_back):
+    """A group of column k at pool q of server n, filled as `build_server` fills. Returns what it earns."""
+    sort_rooms(a, b, s, n, theta, pi, cost_there, cost_back)
+    x = s.pool_slot[q]
+    while s.column[x] >= 0:
+        x += 1
+    return fill_slot(a, b, s, n, q, x, k)
+
+
+@njit(cache=True, nogil=True)
 def construct(a, b, s, order, theta, noise, rng, pi, cost_there, cost_back):
     """Build these servers in order at theta, then again at 0. Returns what the new groups earn."""
     earned = 0.0
@@ -422,7 +456,26 @@ def regrets(a, s, packing_value, pi, cost_there, cost_back, regret):
 
 
 @njit(cache=True, nogil=True)
-def repack(a, b, s, spare, rounds, region, mine, demand_start, demand_edge, edge_server, packing_value, regret, rng, pi, cost_there, cost_back, heat, stop):
+def repack(
+    a,
+    b,
+    s,
+    spare,
+    rounds,
+    region,
+    mine,
+    demand_start,
+    demand_edge,
+    edge_server,
+    packing_value,
+    regret,
+    rng,
+    pi,
+    cost_there,
+    cost_back,
+    heat,
+    stop,
+):
     """`rounds` of ruin and recreate on s; stop[0] > 0 ends it. Returns (rounds done, improvements, gained).
 
     spare: a Packing's slots of MAX_RUINED servers, to undo from. demand_edge: edges of each demand, nearest first.

@@ -165,8 +165,29 @@ def earns(a, k, t):
 
 @njit(cache=True, nogil=True)
 def fill(
-    c, loaded, first_edge, seat, content_service, content_work, content_worth, content_fresh,
-    edge, q, room, start, at, stop, rest, rate, value, copies, least, gains, used_at, used_work, used_tenant,
+    c,
+    loaded,
+    first_edge,
+    seat,
+    content_service,
+    content_work,
+    content_worth,
+    content_fresh,
+    edge,
+    q,
+    room,
+    start,
+    at,
+    stop,
+    rest,
+    rate,
+    value,
+    copies,
+    least,
+    gains,
+    used_at,
+    used_work,
+    used_tenant,
 ):
     """Fill `copies` groups of content c from sorted edges; writes each copy's gain.
 
@@ -247,9 +268,29 @@ def walk(a, b, n, k, copies, used_at, used_work, used_tenant):
         if a.content_service[c, t] >= 0:
             b.seat[t] = a.seg_at[n, a.content_service[c, t]] - first_seg
     return fill(
-        c, a.column_loaded[k], a.column_first[k], b.seat, a.content_service, a.content_work, a.content_worth,
-        a.content_fresh, b.edge, b.q, b.room, b.start, b.at, b.stop, b.rest, b.rate, b.value, copies, -1.0, b.gains,
-        used_at, used_work, used_tenant,
+        c,
+        a.column_loaded[k],
+        a.column_first[k],
+        b.seat,
+        a.content_service,
+        a.content_work,
+        a.content_worth,
+        a.content_fresh,
+        b.edge,
+        b.q,
+        b.room,
+        b.start,
+        b.at,
+        b.stop,
+        b.rest,
+        b.rate,
+        b.value,
+        copies,
+        -1.0,
+        b.gains,
+        used_at,
+        used_work,
+        used_tenant,
     )
 
 
@@ -289,7 +330,10 @@ def best_copies(a, b, n, q, listed, first, last):
     first_gain = b.first_gain
     first_seg = a.server_seg[n]
     content_service, content_work, content_worth, content_fresh = (
-        a.content_service, a.content_work, a.content_worth, a.content_fresh,
+        a.content_service,
+        a.content_work,
+        a.content_worth,
+        a.content_fresh,
     )
     column_first, seg_at, seat = a.column_first, a.seg_at, b.seat
     b_edge, b_q, b_room, b_start, b_at, b_stop, b_rest = b.edge, b.q, b.room, b.start, b.at, b.stop, b.rest
@@ -326,9 +370,29 @@ def best_copies(a, b, n, q, listed, first, last):
             if content_service[c, t] >= 0:
                 seat[t] = seg_at[n, content_service[c, t]] - first_seg
         num, _ = fill(
-            c, loaded, column_first[k], seat, content_service, content_work, content_worth, content_fresh, b_edge, b_q,
-            b_room, b_start, b_at, b_stop, b_rest, b_rate, b_value, min(cap, column_max[k]),
-            top_gain[size, count - 1] if count == cap else -1.0, gains, nothing, no_work, nothing,
+            c,
+            loaded,
+            column_first[k],
+            seat,
+            content_service,
+            content_work,
+            content_worth,
+            content_fresh,
+            b_edge,
+            b_q,
+            b_room,
+            b_start,
+            b_at,
+            b_stop,
+            b_rest,
+            b_rate,
+            b_value,
+            min(cap, column_max[k]),
+            top_gain[size, count - 1] if count == cap else -1.0,
+            gains,
+            nothing,
+            no_work,
+            nothing,
         )
         if num > 0:
             first_gain[j - first] = gains[0]
@@ -371,8 +435,27 @@ def best_packing(b, devices):
 
 
 @njit(cache=True, nogil=True)
-def price_servers(a, b, lo, hi, list_start, listed, active_start, active, heat, pi, cost_there, cost_back, use, path_there, path_back, packing_value,
-                  pool_price, chosen, chosen_copies):
+def price_servers(
+    a,
+    b,
+    lo,
+    hi,
+    list_start,
+    listed,
+    active_start,
+    active,
+    heat,
+    pi,
+    cost_there,
+    cost_back,
+    use,
+    path_there,
+    path_back,
+    packing_value,
+    pool_price,
+    chosen,
+    chosen_copies,
+):
     """The best packings of servers lo..hi under prices.
 
     Among the columns listed[list_start[q] : list_start[q + 1]] of each pool. Unless `active` is empty it is filled with

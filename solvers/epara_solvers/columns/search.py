@@ -10,12 +10,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-
-from epara_opt.placement import Flow, PlacedGroup, Placement
 from epara_solvers.columns import packing, pricing
-from epara_solvers.columns.arrays import F64, I32, I64, Ground
+from epara_solvers.columns.arrays import I32, I64, Ground
 from epara_solvers.columns.dual import SERVERS_PER_THREAD, Priced, Prices
 from epara_solvers.columns.packing import Packing
+
+from epara_opt.domain.parallel import ParallelConfig
+from epara_opt.placement import Flow, PlacedGroup, Placement
+from epara_opt.plan import Plan
 
 THETA = 0.9  # of the prices, for the first construction: measured best of 0, 0.5, 0.9 and 1 at 20, 100, 1,000 servers
 HEAT = 0.05  # of a mean group's gain, at the start of annealing
@@ -67,6 +69,45 @@ class Repacker:
         self._update_regret()
         self._keep_best()
 
+    def resume(self, in_force: Plan) -> None:
+        """Put the groups in force back where they run, filled with what is asked for now."""
+        a, ground = self.ground.arrays, self.ground
+        place = {name: i for i, name in enumerate(ground.table.servers)}
+        pool_at = {pool: q for q, pool in enumerate(ground.pools)}
+        held: dict[str, dict[str, ParallelConfig]] = {}
+        for r in in_force.replicas:
+            held.setdefault(r.group, {})[r.service] = r.config
+        for kind, members in enumerate(ground.classes):
+            q = pool_at[members[0].server, members[0].device_type]
+            first, last = a.pool_column[q], a.pool_column[q + 1]
+            mine = first + np.flatnonzero(a.column_class[first:last] == kind)
+            for member in members:
+                k = self._likest(mine, held.get(member.group, {}))
+                if k >= 0 and self.packing.devices_left[q] >= a.content_devices[a.column_content[k]]:
+                    packing.put(
+                        a,
+                        self._bench[0],
+                        self.packing,
+                        place[member.server],
+                        q,
+                        k,
+                        THETA,
+                        self._pi,
+                        self._cost_there,
+                        self._cost_back,
+                    )
+
+    def _likest(self, columns: I64, held: dict[str, ParallelConfig]) -> int:
+        """The column whose content differs least from what a group holds; -1 where there is none."""
+        best, best_unlike = -1, 1 << 30
+        for k in columns.tolist():
+            tenants = self.ground.contents[int(self.ground.arrays.column_content[k])].tenants
+            same = sum(held.get(t.service) == t.config for t in tenants)
+            unlike = 2 * len(held.keys() ^ {t.service for t in tenants}) + len(tenants) - same
+            if unlike < best_unlike:
+                best, best_unlike = k, unlike
+        return best
+
     def repack(self, rounds: int, *, heat: float) -> int:
         """So many rounds in all, fewer when `stop` is set; heat in [0, 1] of `HEAT`. Returns the rounds done."""
         groups = self.packing.gain[self.packing.column >= 0]
@@ -77,9 +118,7 @@ class Repacker:
             region = self._regions()
             parts = self._parts(region)
             each = rounds // self._threads
-            jobs = [
-                self._pool.submit(self._repack, i, parts[i], each, region, i, warmth) for i in range(self._threads)
-            ]
+            jobs = [self._pool.submit(self._repack, i, parts[i], each, region, i, warmth) for i in range(self._threads)]
             done = sum(job.result() for job in jobs)
             np.sum([p.demand_left for p in parts], axis=0, out=self.packing.demand_left)
             np.sum([p.link_left for p in parts], axis=0, out=self.packing.link_left)
@@ -116,7 +155,9 @@ class Repacker:
         place = {name: i for i, name in enumerate(servers)}
         pivot = servers[int(self._draw.integers(len(servers)))]
         region = np.full(len(servers), self._threads - 1, dtype=np.int8)
-        near = (place[s.server] for s in problem.topology.around(pivot, without=problem.down).nearest() if s.server in place)
+        near = (
+            place[s.server] for s in problem.topology.around(pivot, without=problem.down).nearest() if s.server in place
+        )
         size = -(-len(servers) // self._threads)
         for rank, n in enumerate(near):
             region[n] = rank // size
@@ -144,7 +185,12 @@ class Repacker:
 
     def _update_regret(self) -> None:
         packing.regrets(
-            self.ground.arrays, self.packing, self._packing_value, self._pi, self._cost_there, self._cost_back,
+            self.ground.arrays,
+            self.packing,
+            self._packing_value,
+            self._pi,
+            self._cost_there,
+            self._cost_back,
             self._regret,
         )
 

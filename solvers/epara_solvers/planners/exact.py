@@ -51,7 +51,9 @@ def no_prices(program: MilpProgram, time_limit_s: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
+class Outcome:
+    """What a search ended with."""
+
     placement: Placement
     stop: Stop
     dual_bound: float | None
@@ -95,12 +97,12 @@ class ExactPlanner:
 
         encoded: Encoded | None = None
         if not problem.demand:
-            found = _Outcome(placement=Placement(groups=(), flows=()), stop=Stop.NO_DEMAND, dual_bound=0.0)
+            found = Outcome(placement=Placement(groups=(), flows=()), stop=Stop.NO_DEMAND, dual_bound=0.0)
         else:
             incumbent = self._incumbent(problem, time_limit_s, left_s)
             if is_all_earned(problem, incumbent):
                 everything = max(all_served(problem), value(problem, incumbent))
-                found = _Outcome(placement=incumbent, stop=Stop.OPTIMAL, dual_bound=everything)
+                found = Outcome(placement=incumbent, stop=Stop.OPTIMAL, dual_bound=everything)
             else:
                 encoded = encode(problem)
                 found = self._searched(problem, encoded, incumbent, left_s() - RESERVE_S)
@@ -122,6 +124,14 @@ class ExactPlanner:
             made_at=made_at,
         )
 
+    def improve(self, problem: PlacementProblem, incumbent: Placement, *, time_limit_s: float) -> Outcome:
+        """Search from a placement of somebody else's; never worse than it."""
+        started = self._clock()
+        if isinstance(self._backend, IsolatedBackend):
+            self._backend.warm_up()
+        encoded = encode(problem)
+        return self._searched(problem, encoded, incumbent, time_limit_s - (self._clock() - started))
+
     def _incumbent(self, problem: PlacementProblem, time_limit_s: float, left_s: Callable[[], float]) -> Placement:
         """The better of both greedy rules, improved. Meanwhile the back end's process starts."""
         if isinstance(self._backend, IsolatedBackend):
@@ -140,7 +150,7 @@ class ExactPlanner:
 
     def _searched(
         self, problem: PlacementProblem, encoded: Encoded, incumbent: Placement, time_limit_s: float
-    ) -> _Outcome:
+    ) -> Outcome:
         result = self._backend.solve(
             encoded.program,
             time_limit_s=max(0.05, time_limit_s),
@@ -160,7 +170,7 @@ class ExactPlanner:
             bound, stop = None, Stop.SOLVER_FAILED
         elif bound is not None:
             bound = max(min(bound, all_served(problem)), reached)
-        return _Outcome(placement=placement, stop=stop, dual_bound=bound, notes=notes)
+        return Outcome(placement=placement, stop=stop, dual_bound=bound, notes=notes)
 
 
 def _notes(name: str, result: MilpResult) -> tuple[str, ...]:
