@@ -206,3 +206,31 @@ def test_a_streams_consecutive_frames_share_batches_at_one_replica(echo_edge):
     assert sorted(r.served for r in state.replicas) == [0, 16]
     assert state.services[0].streams == 1
     assert max(r.mean_batch for r in state.replicas) > 1
+
+
+def test_work_goes_where_a_new_plan_routes_it_before_the_peer_has_spoken_of_it(echo_edge, ones):
+    echo_edge.start("a")
+    echo_edge.start("b")
+    hosted, routes = (), ()
+    for generation in range(1, 7):  # b gains a service per plan, and is asked for it in the moment of the switch
+        service, name = f"echo-{generation}", f"g{generation}"
+        tenant = echo_edge.tenant(service=service, group=name)
+        hosted += (echo_edge.group("b", tenant, name=name, device=generation),)
+        routes += (echo_edge.route(tenant, "b"),)
+        echo_edge.apply("b", *hosted, routes=(), generation=generation)
+        echo_edge.apply("a", routes=routes, generation=generation)
+        answer = echo_edge.client("a").infer(service, {"x": ones})
+        np.testing.assert_array_equal(answer.outputs["y"], ones)
+
+
+def test_a_peer_that_serves_it_no_more_is_passed_over_for_one_that_does(echo_edge, ones):
+    for n in ("a", "b", "c"):
+        echo_edge.start(n)
+    tenants = {n: echo_edge.tenant(group=f"g-{n}") for n in ("b", "c")}
+    other = echo_edge.tenant(service="other", group="g-other")
+    echo_edge.apply("b", echo_edge.group("b", other, name="g-other"), routes=())
+    echo_edge.apply("c", echo_edge.group("c", tenants["c"], name="g-c"), routes=())
+    echo_edge.apply("a", routes=(echo_edge.route(tenants["b"], "b", rate=1e6), echo_edge.route(tenants["c"], "c")))
+    for _ in range(5):  # b, where nearly all is routed, says NOT_FOUND
+        answer = echo_edge.client("a").infer("echo", {"x": ones})
+        np.testing.assert_array_equal(answer.outputs["y"], ones)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ class Executor:
         self.incarnation = uuid.uuid4().hex
         self.groups: dict[str, DeviceGroup] = {}
         self.routing: Mapping[str, ServiceRouting] = {}
+        self.switched_at = -math.inf  # when `routing` came into force, by the event loop's clock
         self.committed: CommitSpec | None = None
         self.counters: dict[str, ServiceCounters] = {}
         self.draining = False
@@ -207,6 +209,7 @@ class Executor:
                 group.persistent = False
         self.committed = spec
         self.routing = build(spec, self.groups)
+        self.switched_at = asyncio.get_running_loop().time()
         for name in self.routing:
             self.counters.setdefault(name, ServiceCounters(name))
 

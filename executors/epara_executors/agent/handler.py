@@ -338,7 +338,7 @@ class RequestHandler:
                     continue
                 view = self._peers.view(route.server, routing.service, route.network_ms)
                 if view is None:
-                    if not peer.idle:  # never heard of: trust the plan
+                    if self._peers.is_behind(peer):
                         usable.add(name)
                 elif view.network_ms + view.response_ms <= remaining_ms:
                     usable.add(name)
@@ -396,7 +396,10 @@ class RequestHandler:
             return await self._peers.infer(target.peer, ticket.request, metadata, timeout_s=timeout_s)
         async for response in self._peers.stream(target.peer, ticket.request, metadata, timeout_s=timeout_s):
             if response.error_message:
-                raise refusal_in(response)
+                refusal = refusal_in(response)
+                if isinstance(refusal, UnknownService):  # it serves that no more, or not yet: others may
+                    raise PeerLost(f"{target.peer.server}: {refusal}")
+                raise refusal
             ticket.emit(response.infer_response)
         return None
 

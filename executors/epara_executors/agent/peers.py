@@ -1,7 +1,8 @@
 """Other executors as this one sees them: channels, what they said last, forwarded requests.
 
-Knowledge older than STALE_AFTER_S is not used. A peer that does not answer is passed over until a synchronization
-succeeds again; gRPC's own back-off paces the attempts to reach it.
+Knowledge older than STALE_AFTER_S is not used. A peer that cannot be reached is passed over until a synchronization
+succeeds again; gRPC's own back-off paces the attempts to reach it. One that is merely slow to answer (its machine may
+be loading a model) is as good as what it said last, until that is stale.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Peer:
     channel: grpc.aio.Channel
     idle: Mapping[str, pb.IdleGoodput] = field(default_factory=dict[str, pb.IdleGoodput])
     synced_at: float = -math.inf
+    asked_at: float = -math.inf  # when the question was sent whose answer came last
     known_since: float = 0.0
     is_down: bool = False
 
@@ -71,14 +73,14 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._next = 0
-        self._met = asyncio.Event()  # someone new: ask at once
+        self._met = asyncio.Event()  # another table is in force: ask at once
         self._busy: dict[str, tuple[float, float, float]] = {}  # group: (at, busy_s then, busy share since before)
 
     def get(self, server: str) -> Peer | None:
         return self._peers.get(server)
 
     def refresh(self) -> None:
-        """Follow the committed plan: channels to new peers, none to those that are gone."""
+        """Follow the committed plan: channels to new peers, none to those that are gone; ask all of them at once."""
         wanted = {p.server: p.address for s in self._executor.routing.values() for p in s.peers.values() if p.address}
         for server, peer in list(self._peers.items()):
             if wanted.get(server) != peer.address:
@@ -91,7 +93,7 @@ class Peers:
             if server not in self._peers:
                 channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
                 self._peers[server] = Peer(server, address, channel, known_since=now)
-                self._met.set()
+        self._met.set()
 
     # Synchronization
 
@@ -114,9 +116,13 @@ class Peers:
 
     async def _sync(self, peer: Peer, message: pb.SyncMessage) -> None:
         stub: Any = ExecutorPeerStub(peer.channel)
+        asked_at = asyncio.get_running_loop().time()
         try:
             self.heard(await stub.Sync(message, timeout=SYNC_TIMEOUT_S))
+            peer.asked_at = asked_at
         except grpc.aio.AioRpcError as e:
+            if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return  # slow, not gone: what it said last goes stale by itself
             if not peer.is_down:
                 log.warning("peer %s at %s does not answer: %s", peer.server, peer.address, e.code().name)
             peer.is_down = True
@@ -128,6 +134,14 @@ class Peers:
             peer.idle = {i.service: i for i in message.idle}
             peer.synced_at = asyncio.get_running_loop().time()
             peer.is_down = False
+
+    def is_behind(self, peer: Peer) -> bool:
+        """Whether the plan in force here may know more of a peer than the peer has said.
+
+        A change opens replicas at their hosts before it switches routes to them, so that only an answer to a question
+        asked since the switch is sure to name them.
+        """
+        return peer.asked_at < self._executor.switched_at
 
     def message(self) -> pb.SyncMessage:
         """What this executor could still serve on time."""
@@ -218,6 +232,8 @@ class Peers:
         if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNIMPLEMENTED):
             peer.is_down = True  # until the next synchronization says otherwise
             return PeerLost(f"{peer.server} at {peer.address}: {details}")
+        if status is grpc.StatusCode.NOT_FOUND:  # it serves that no more, or not yet: others may
+            return PeerLost(f"{peer.server}: {details}")
         return refusal_of(status, details, retry_after_ms=retry_after_of(error.trailing_metadata()))
 
     async def close(self) -> None:
