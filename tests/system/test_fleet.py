@@ -32,7 +32,8 @@ NAMES = ["edge-a", "edge-b", "cam-box"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "topologies"
 SERVICES = {"chat", "classify", "embed", "lane-seg"}
 SEED = 5
-SLOWER = 8  # deadlines are so many times the demo's: what is tested is that all is answered, not how fast
+EVERY_S = 3.0  # of the planner's cycles
+TIMEOUT_FACTOR = 3.0  # a client waits so many deadlines
 MAX_LOAD_S = 90.0  # loads are stopped long before
 
 
@@ -63,7 +64,7 @@ class Edge:
         """Clients of the whole demand, once the first requests have come in."""
         before = self.arrived()
         specs = load_specs(load_topology(self.topology).topology, MAX_LOAD_S)
-        load = LoadRun(LoadGenerator(specs, duration_s=MAX_LOAD_S, seed=SEED, timeout_factor=2.0)).start()
+        load = LoadRun(LoadGenerator(specs, duration_s=MAX_LOAD_S, seed=SEED, timeout_factor=TIMEOUT_FACTOR)).start()
         until(lambda: self.arrived() >= before + 20 or not load.running, "requests arrive")
         return load
 
@@ -88,27 +89,34 @@ def finish(load: LoadRun) -> LoadReport:
     return load.result(timeout_s=60.0)
 
 
-def lost(report: LoadReport) -> list[str]:
-    return [f"{r.service}@{r.origin} {r.sent_at:.2f} s: {r.outcome} {r.detail}" for r in report.records
-            if r.outcome in ("failed", "timeout")]  # fmt: skip
+def unanswered(report: LoadReport) -> list[str]:
+    """What was shed, failed or timed out: a client got no answer."""
+    return [
+        f"{r.service}@{r.origin} {r.sent_at:.2f} s: {r.outcome} {r.detail}"
+        for r in report.records
+        if r.outcome not in ("on_time", "late")
+    ]
 
 
 def write_topology(folder: Path, addresses: dict[str, str], name: str = "edge.yaml") -> Path:
-    """The demo's edge with these addresses, wider deadlines and a demand that two shared cores carry."""
+    """The demo's edge at these addresses: its own deadlines, its own demand."""
     document = yaml.safe_load((EXAMPLES / "demo.yaml").read_text())
     for server in document["servers"]:
         server["address"] = addresses[server["name"]]
-    for service in document["services"]:
-        for key in {"slo_ms", "frame_deadline_ms"} & service.keys():
-            service[key] *= SLOWER
-    for demand in document["demand"]:
-        if "rate_per_s" in demand:
-            demand["rate_per_s"] *= 0.5
-        else:
-            demand["streams"] = 1
     document["profiles"] = "profiles.csv"
     shutil.copy(EXAMPLES / "profiles" / "demo-cpu.csv", folder / "profiles.csv")
     path = folder / name
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def with_demand(topology: Path, factor: float) -> Path:
+    """The same edge with so many times the requests."""
+    document = yaml.safe_load(topology.read_text())
+    for demand in document["demand"]:
+        if "rate_per_s" in demand:
+            demand["rate_per_s"] *= factor
+    path = topology.with_name(f"edge-x{factor:g}.yaml")
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
 
@@ -275,20 +283,21 @@ def test_an_executor_that_is_down_stops_an_apply_before_anything_changes(applied
 
 @pytest.fixture(scope="module")
 def changed(applied: Edge) -> tuple[Edge, LoadReport]:
-    """A second plan, brought into force while clients send."""
-    planned = applied.epara(
-        "plan", applied.topology, "--previous", "plan-1.json", "--max-tenants", "1", "--out", "plan-2.json", "--json"
-    )
-    assert planned.code == 0, planned.err
-    kinds = {a["kind"] for a in planned.json["actions"]}
-    assert kinds == {"prepare", "commit", "retire"}  # a plan that moves something, or the test shows nothing
+    """A second plan for twice the demand, made and brought into force while clients send."""
+    doubled = with_demand(applied.topology, 2.0)
     load = applied.load()
     try:
+        planned = applied.epara(
+            "plan", doubled, "--previous", "plan-1.json", "--max-tenants", "1", "--out", "plan-2.json", "--json"
+        )
+        assert planned.code == 0, planned.err
+        kinds = {a["kind"] for a in planned.json["actions"]}
+        assert kinds == {"prepare", "commit", "retire"}  # a plan that moves something, or the test shows nothing
         done = applied.epara("apply", applied.topology, "plan-2.json", "--json")
         assert done.code == 0, done.err
         assert done.json["changed"]
         arrived = applied.arrived()
-        until(lambda: applied.arrived() >= arrived + 30 or not load.running, "requests after the change")
+        until(lambda: applied.arrived() >= arrived + 60 or not load.running, "requests after the change")
     finally:
         report = finish(load)
     applied.processes()
@@ -298,7 +307,7 @@ def changed(applied: Edge) -> tuple[Edge, LoadReport]:
 def test_a_plan_changed_under_load_loses_no_request(changed):
     edge, report = changed
     assert edge.generations() == dict.fromkeys(NAMES, 2)
-    assert lost(report) == []
+    assert unanswered(report) == []
     assert {r.service for r in report.records} == SERVICES
 
 
@@ -319,7 +328,7 @@ def planner(changed: tuple[Edge, LoadReport]) -> Iterator[Callable[[], Planner]]
 
     def start() -> Planner:
         log = edge.folder / "logs" / "planner.log"
-        made = Planner(edge.topology, edge.folder / "store", every_s=3.0, solver="auto", log=log)
+        made = Planner(edge.topology, edge.folder / "store", every_s=EVERY_S, solver="auto", log=log)
         started.append(made)
         made.wait_for(lambda e: e["kind"] == "recorded", timeout_s=60.0)
         return made
@@ -341,12 +350,14 @@ def survived(changed: tuple[Edge, LoadReport], planner: Callable[[], Planner]) -
         edge.processes()
         hosted = {r.service for r in edge.state().executors[victim].replicas}
         edge.running.pop(victim).kill()
+        killed_at = time.time()
         down = running.wait_for(lambda e: e["kind"] == "server_down", timeout_s=60.0)
         cycle = running.wait_for(lambda e: e["kind"] == "recorded" and e["at"] >= down["at"], timeout_s=120.0)
-        replanned_at = time.time()
-        before = {n: s.on_time for e in edge.state().executors.values() for s in e.services for n in [s.service]}
+        again_at = killed_at + 2.0 * EVERY_S
+        until(lambda: time.time() >= again_at, "two cycles since the kill")
         arrived = edge.arrived()
-        until(lambda: edge.arrived() >= arrived + 40 or not load.running, "requests after the new plan")
+        until(lambda: edge.arrived() >= arrived + 60 or not load.running, "requests two cycles after the kill")
+        restarted_at = time.time()
         edge.running[victim] = start_executor(victim, edge.folder, listen=address)
         up = running.wait_for(lambda e: e["kind"] == "server_up", timeout_s=60.0)
         taken_up = running.wait_for(lambda e: e["kind"] == "recorded" and e["at"] >= up["at"], timeout_s=120.0)
@@ -357,27 +368,25 @@ def survived(changed: tuple[Edge, LoadReport], planner: Callable[[], Planner]) -
         "report": report,
         "hosted": hosted,
         "cycle": cycle["fields"],
-        "replanned_s": replanned_at - report.started_at,
+        "again": report.between(again_at - report.started_at, restarted_at - report.started_at),
         "taken_up": taken_up["fields"],
         "victim": victim,
-        "before": before,
         "planner": running,
     }
 
 
 def test_one_cycle_after_a_kill_its_services_are_served_by_others(survived):
     assert survived["cycle"]["outcome"] in ("applied", "rerouted"), survived["cycle"]
-    after = survived["report"].between(survived["replanned_s"], MAX_LOAD_S)
+    again = survived["again"]
     assert survived["hosted"]
-    for service in survived["hosted"]:
-        assert any(r.outcome == "on_time" for r in after.records if r.service == service), service
-    assert lost(after) == []
+    assert {r.service for r in again.records if r.outcome == "on_time"} == SERVICES
+    assert again.slo_attainment > 0.8, unanswered(again)
 
 
 def test_no_request_hangs_beyond_its_client_deadline_when_an_executor_is_killed(survived, edge):
     services = load_topology(edge.topology).topology.services
     for r in survived["report"].records:
-        assert r.latency_ms <= 2.0 * services[r.service].deadline_ms + 1000.0, r  # the factor of the load, and waking
+        assert r.latency_ms <= TIMEOUT_FACTOR * services[r.service].deadline_ms + 1000.0, r  # and waking
 
 
 def test_a_restarted_executor_rejoins(survived, edge):
