@@ -158,7 +158,7 @@ class FakeFleet:
         live = {g.group: {t.service: t for t in g.tenants} for g in e.committed.groups} if e.committed else {}
         before = {g: dict(t) for g, t in e.loaded.items()}, dict(e.specs)
         for spec in groups:
-            tenants = {**live.get(spec.group, {}), **{t.service: t for t in spec.tenants}}
+            tenants = {t.service: t for t in spec.tenants} | live.get(spec.group, {})  # batches change at a commit
             e.loaded[spec.group] = tenants
             e.specs[spec.group] = replace(spec, tenants=tuple(tenants[s] for s in sorted(tenants)))
         over = self._over_memory(e)
@@ -183,6 +183,8 @@ class FakeFleet:
         e.committed = spec
         e.forgotten, e.restored = set(), False
         e.generation = fence.generation
+        if over := self._over_memory(e):
+            self.broken_laws.append(f"call {len(self.calls) - 1}: {e.server}: {over}")
         self._check_routes()
 
     def retire(self, address: str, groups: tuple[str, ...], fence: Fence, *, deadline_s: float) -> None:

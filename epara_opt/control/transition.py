@@ -7,14 +7,18 @@ as that goes, and only then is the new prepared:
     1 PREPARE what fits beside   2 COMMIT without the displaced   3 RETIRE them
     4 PREPARE the rest           5 COMMIT the plan                6 RETIRE what it does not use
 
-Stages 2 to 4 exist only where something is displaced. Which replicas are displaced is chosen per device, least
-valuable work first. Memory is counted per replica and device, as profiles give it. A tenant that leaves a group
-that stays is unloaded by the executor at the commit; whole groups at the retire.
+Stages 2 to 4 exist only where room must be made. Which replicas are displaced is chosen per device, least valuable
+work first. Memory is counted per replica and device, as profiles give it. A tenant that leaves a group that stays is
+unloaded by the executor after the commit, once it is idle; whole groups at the retire.
+
+A replica's batch changes in place, at a commit, and with it its memory. One that grows does so at the last commit,
+beside all that only the last retire unloads: what it needs more must fit there too, or room is made for it first, by
+replicas that shrink (at the first commit already) and by displaced ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from epara_opt.control.deploy import replicas_by_group, servers_used
@@ -73,11 +77,11 @@ def stages(
         return (_commit(1, servers, plan, "bring back in line"),)
     old = {r.id: r for r in before.replicas} if before else {}
     new = {r.id: r for r in plan.replicas}
-    early, late, displaced = _split(old, new, before, topology)
+    room = _make_room(old, new, before, topology)
     servers = _committed(in_force, plan, topology, down)
     made: list[Stage] = []
 
-    def prepare(groups: set[str], detail: str) -> None:
+    def prepare(groups: frozenset[str], detail: str) -> None:
         if groups:
             made.append(
                 Stage(
@@ -101,15 +105,15 @@ def stages(
                 )
             )
 
-    prepare(early, "beside what runs")
+    prepare(room.early, "beside what runs")
     old_groups = {r.group for r in old.values()}
     gone: set[str] = set()
-    if displaced and before is not None:
-        between = _between(before, plan, early, displaced, topology, catalogue)
+    if room.is_made and before is not None:
+        between = _between(before, plan, room, topology, catalogue)
         gone = old_groups - {r.group for r in between.replicas}
         made.append(_commit(len(made) + 1, servers, between, "make room"))
         retire(gone, between, "make room")
-    prepare(late, "in the room made")
+    prepare(room.late, "in the room made")
     made.append(_commit(len(made) + 1, servers, plan, f"plan {plan.generation}"))
     retire(old_groups - gone - {r.group for r in new.values()}, plan, "no longer used")
     return tuple(made)
@@ -132,7 +136,7 @@ def _committed(in_force: Plan | None, plan: Plan, topology: Topology, down: froz
     return frozenset((old | servers_used(plan) | addressed) - down)
 
 
-def _by_server(groups: set[str], replicas: Iterable[Replica]) -> dict[str, tuple[str, ...]]:
+def _by_server(groups: Set[str], replicas: Iterable[Replica]) -> dict[str, tuple[str, ...]]:
     table: dict[str, set[str]] = {}
     for r in replicas:
         if r.group in groups:
@@ -149,53 +153,73 @@ def reconfigured(old: Replica, new: Replica) -> bool:
     return (old.batch, old.frames, old.tp, old.pp) != (new.batch, new.frames, new.tp, new.pp)
 
 
-def _split(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """What is prepared when, and what goes first so that it fits."""
+
+    early: frozenset[str]  # groups that fit beside what runs
+    late: frozenset[str]  # groups that wait for room
+    displaced: frozenset[str]  # replica ids that leave to make it
+    shrunk: frozenset[str]  # replica ids that take their smaller batch before others grow or come
+
+    @property
+    def is_made(self) -> bool:
+        return bool(self.displaced or self.shrunk)
+
+
+def _make_room(
     old: Mapping[str, Replica], new: Mapping[str, Replica], before: Plan | None, topology: Topology
-) -> tuple[set[str], set[str], set[str]]:
-    """(groups to prepare first, groups to prepare after making room, replica ids that make the room)."""
-    to_prepare = {r.group for i, r in new.items() if i not in old or reconfigured(old[i], r)}
+) -> _Room:
+    """Until the last commit a device holds what runs, what comes, and every staying replica at its larger batch."""
     used: dict[Device, int] = {}
 
-    def occupy(r: Replica, sign: int = 1) -> None:
+    def occupy(r: Replica, num_bytes: int) -> None:
         for d in _devices(r):
-            used[d] = used.get(d, 0) + sign * r.memory_bytes
+            used[d] = used.get(d, 0) + num_bytes
 
-    for i, r in old.items():
-        occupy(r if i not in new or new[i].memory_bytes <= r.memory_bytes else new[i])
-
-    def fits(adds: list[Replica]) -> bool:
+    def fits(places: set[Device], adds: Iterable[Replica]) -> bool:
         more: dict[Device, int] = {}
         for r in adds:
             for d in _devices(r):
                 more[d] = more.get(d, 0) + r.memory_bytes
-        return all(used.get(d, 0) + m <= topology.device_types[d[1]].memory_bytes for d, m in more.items())
+        return all(used.get(d, 0) + more.get(d, 0) <= topology.device_types[d[1]].memory_bytes for d in places)
 
+    for i, r in old.items():
+        occupy(r, max(r.memory_bytes, new[i].memory_bytes) if i in new else r.memory_bytes)
+    freed = {i: r.memory_bytes - new[i].memory_bytes for i, r in old.items() if i in new}  # by its new batch
     early: set[str] = set()
     late: set[str] = set()
-    displaced: set[str] = set()
-    worth = _worth(before, topology)
+    waiting: list[tuple[set[Device], list[Replica]]] = []
     groups = replicas_by_group(new.values())
-    waiting: list[list[Replica]] = []
-    for group in sorted(to_prepare):
+    for group in sorted({r.group for i, r in new.items() if i not in old or reconfigured(old[i], r)}):
         adds = [r for r in groups[group] if r.id not in old]
-        if fits(adds):
+        larger = [*adds, *(r for r in groups[group] if freed.get(r.id, 0) < 0)]
+        places = {d for r in larger for d in _devices(r)}
+        if fits(places, adds):
             early.add(group)
             for r in adds:
-                occupy(r)
+                occupy(r, r.memory_bytes)
         else:
             late.add(group)
-            waiting.append(adds)
-    for adds in waiting:
-        places = {d for r in adds for d in _devices(r)}
-        in_the_way = [r for i, r in old.items() if i not in new and i not in displaced and places & set(_devices(r))]
-        for r in sorted(in_the_way, key=lambda r: (worth.get(r.id, 0.0), r.id)):
-            if fits(adds):
-                break
-            displaced.add(r.id)
-            occupy(r, -1)
+            waiting.append((places, adds))
+    displaced: set[str] = set()
+    shrunk: set[str] = set()
+    worth = _worth(before, topology)
+    for places, adds in waiting:
+        near = [r for r in old.values() if places & set(_devices(r))]
+        shrinking = [r for r in near if freed.get(r.id, 0) > 0 and r.id not in shrunk]
+        leaving = [r for r in near if r.id not in new and r.id not in displaced]
+        for r in sorted(shrinking, key=lambda r: r.id):
+            if not fits(places, adds):
+                shrunk.add(r.id)
+                occupy(r, -freed[r.id])
+        for r in sorted(leaving, key=lambda r: (worth.get(r.id, 0.0), r.id)):
+            if not fits(places, adds):
+                displaced.add(r.id)
+                occupy(r, -r.memory_bytes)
         for r in adds:
-            occupy(r)
-    return early, late, displaced
+            occupy(r, r.memory_bytes)
+    return _Room(early=frozenset(early), late=frozenset(late), displaced=frozenset(displaced), shrunk=frozenset(shrunk))
 
 
 def _worth(plan: Plan | None, topology: Topology) -> dict[str, float]:
@@ -209,15 +233,14 @@ def _worth(plan: Plan | None, topology: Topology) -> dict[str, float]:
 def _between(
     before: Plan,
     plan: Plan,
-    early: set[str],
-    displaced: set[str],
+    room: _Room,
     topology: Topology,
     catalogue: ProfileCatalogue,
 ) -> Plan:
     """What runs while there is room to be made: the old without the displaced, and the new that fits beside."""
-    replicas = {r.id: r for r in before.replicas if r.id not in displaced}
+    replicas = {r.id: r for r in before.replicas if r.id not in room.displaced}
     for r in plan.replicas:
-        if r.group in early and r.id not in replicas:
+        if r.id in room.shrunk or (r.group in room.early and r.id not in replicas):
             replicas[r.id] = r
     book = RouteBook(replicas.values(), topology, catalogue, max_utilization=MAX_UTILIZATION)
     wanted: dict[tuple[str, str], float] = {}

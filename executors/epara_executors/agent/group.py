@@ -233,7 +233,7 @@ class DeviceGroup:
         tenancy = self._tenancy
         tenancy.add(spec)
         if not tenancy.lacks(spec):
-            self._change()  # an earlier Prepare may have added others
+            await asyncio.shield(self._change())  # who leaves makes room for the batch that grows at the commit
             if not self.is_ready:
                 await self.wait_ready()
             return
