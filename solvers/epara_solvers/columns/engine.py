@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from epara_solvers.columns.arrays import Ground
 from epara_solvers.columns.dual import Priced, Pricer, Prices, Volume, descend
+from epara_solvers.columns.packing import Packing, copy_packing
 from epara_solvers.columns.search import Repacker
 
 from epara_opt.placement import Placement
@@ -29,6 +30,7 @@ ALONE_PART = 0.12  # of the time, at most
 PRICES_PART = 0.6  # of the time: by then prices stop
 BATCH_S = 0.4  # wanted length of a batch of rounds
 FIRST_BATCH = 64  # rounds
+SAME = 1e-6  # relative: what is in force stays unless something earns more by so much
 COOL_AT = 0.9  # of the time: annealing is over
 
 
@@ -102,10 +104,12 @@ class _Run:
         return (lambda: False) if self._counted else (lambda: self._part() >= part)
 
     def all(self, start: Prices | None, in_force: Plan | None) -> Solved:
+        staying: Packing | None = None
         volume = Volume(self._pricer, start or self._nothing, alone=start is None)
         self._search.under(volume.prices, volume.priced)
         if in_force is not None:
             self._search.resume(in_force)
+            staying = copy_packing(self._search.packing)
         self._search.construct()
         if start is None:
             descend(volume, self._target(), steps=ALONE_STEPS, time_is_up=self._over(ALONE_PART))
@@ -118,6 +122,8 @@ class _Run:
         else:
             self._side_by_side(volume)
         best = max((self._search, self._wide), key=lambda r: r.best_value)
+        if staying is not None and best.best_value <= float(staying.gain.sum()) * (1.0 + SAME):
+            best.best, best.best_value = staying, float(staying.gain.sum())
         return Solved(
             placement=best.placement(),
             value=best.best_value,

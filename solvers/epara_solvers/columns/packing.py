@@ -411,13 +411,47 @@ def build_server(a, b, s, n, theta, noise, rng, pi, cost_there, cost_back):
 
 
 @njit(cache=True, nogil=True)
-def put(a, b, s, n, q, k, theta, pi, cost_there, cost_back):
-    """A group of column k at pool q of server n, filled as `build_server` fills. Returns what it earns."""
-    sort_rooms(a, b, s, n, theta, pi, cost_there, cost_back)
+def put(a, s, q, k, edges, tenants, rates):
+    """A group of column k in a free slot of pool q, serving these edges as far as demand, links and its time allow.
+
+    Stays empty where it would serve nothing.
+    """
+    c = a.column_content[k]
+    busy = 0.0
+    for i in range(len(edges)):
+        busy += rates[i] / a.content_work[c, tenants[i]]
+    part = 1.0 if busy <= 1.0 else 1.0 / busy
     x = s.pool_slot[q]
     while s.column[x] >= 0:
         x += 1
-    return fill_slot(a, b, s, n, q, x, k)
+    num = 0
+    gain = 0.0
+    for i in range(len(edges)):
+        e = edges[i]
+        d, p, service = a.edge_demand[e], a.edge_path[e], a.edge_service[e]
+        there, back = a.there[service], a.back[service]
+        first, last = a.path_start[p], a.path_start[p + 1]
+        work = min(part * rates[i], s.demand_left[d])
+        work = room_on_path(work, there, back, first, last, a.path_hop, a.path_back, s.link_left)
+        if work <= NOTHING * a.offered[d] or num == s.flow_edge.shape[1]:
+            continue
+        s.demand_left[d] -= work
+        for h in range(first, last):
+            s.link_left[a.path_hop[h]] -= work * there
+            s.link_left[a.path_back[h]] -= work * back
+        s.flow_edge[x, num] = e
+        s.flow_tenant[x, num] = tenants[i]
+        s.flow_rate[x, num] = work
+        num += 1
+        gain += work * earns(a, k, tenants[i])
+    if num == 0:
+        return
+    s.column[x] = k
+    s.num_flows[x] = num
+    s.gain[x] = gain
+    s.devices_left[q] -= a.content_devices[c]
+    if a.column_class[k] >= 0:
+        s.class_left[a.column_class[k]] -= 1
 
 
 @njit(cache=True, nogil=True)

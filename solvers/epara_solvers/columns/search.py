@@ -17,7 +17,7 @@ from epara_solvers.columns.packing import Packing
 
 from epara_opt.domain.parallel import ParallelConfig
 from epara_opt.placement import Flow, PlacedGroup, Placement
-from epara_opt.plan import Plan
+from epara_opt.plan import Plan, Route
 
 THETA = 0.9  # of the prices, for the first construction: measured best of 0, 0.5, 0.9 and 1 at 20, 100, 1,000 servers
 HEAT = 0.05  # of a mean group's gain, at the start of annealing
@@ -70,13 +70,18 @@ class Repacker:
         self._keep_best()
 
     def resume(self, in_force: Plan) -> None:
-        """Put the groups in force back where they run, filled with what is asked for now."""
+        """Put the groups in force back where they run, with the routes that still hold."""
         a, ground = self.ground.arrays, self.ground
-        place = {name: i for i, name in enumerate(ground.table.servers)}
         pool_at = {pool: q for q, pool in enumerate(ground.pools)}
         held: dict[str, dict[str, ParallelConfig]] = {}
+        group_of: dict[str, str] = {}
         for r in in_force.replicas:
             held.setdefault(r.group, {})[r.service] = r.config
+            group_of[r.id] = r.group
+        routes: dict[str, list[Route]] = {}
+        for route in in_force.routes:
+            routes.setdefault(group_of[route.replica], []).append(route)
+        grown = self._growth(in_force)
         for kind, members in enumerate(ground.classes):
             q = pool_at[members[0].server, members[0].device_type]
             first, last = a.pool_column[q], a.pool_column[q + 1]
@@ -84,18 +89,31 @@ class Repacker:
             for member in members:
                 k = self._likest(mine, held.get(member.group, {}))
                 if k >= 0 and self.packing.devices_left[q] >= a.content_devices[a.column_content[k]]:
-                    packing.put(
-                        a,
-                        self._bench[0],
-                        self.packing,
-                        place[member.server],
-                        q,
-                        k,
-                        THETA,
-                        self._pi,
-                        self._cost_there,
-                        self._cost_back,
-                    )
+                    asked = self._asked(k, member.server, routes.get(member.group, []), grown)
+                    packing.put(a, self.packing, q, k, *asked)
+
+    def _growth(self, in_force: Plan) -> dict[tuple[str, str], float]:
+        """(service, origin) to what is asked for now over what was then."""
+        then: dict[tuple[str, str], float] = {}
+        for part in (*in_force.routes, *in_force.unserved):
+            then[part.service, part.origin] = then.get((part.service, part.origin), 0.0) + part.rate
+        now = self.ground.problem.offered
+        return {key: now.get(key, 0.0) / rate for key, rate in then.items() if rate > 0.0}
+
+    def _asked(
+        self, k: int, server: str, routes: list[Route], grown: dict[tuple[str, str], float]
+    ) -> tuple[I64, I64, F64]:
+        """Edges, tenants and rates of a group's old routes, at the demand of now."""
+        a, table = self.ground.arrays, self.ground.table
+        tenants = {t.service: i for i, t in enumerate(self.ground.contents[int(a.column_content[k])].tenants)}
+        found: list[tuple[int, int, float]] = []
+        for route in routes:
+            tenant = tenants.get(route.service)
+            edge = table.find(route.service, route.origin, server) if tenant is not None else -1
+            if tenant is not None and edge >= a.column_first[k, tenant]:
+                found.append((edge, tenant, route.rate * grown.get((route.service, route.origin), 0.0)))
+        edges, who, rates = zip(*found, strict=True) if found else ((), (), ())
+        return np.array(edges, dtype=np.int64), np.array(who, dtype=np.int64), np.array(rates, dtype=np.float64)
 
     def _likest(self, columns: I64, held: dict[str, ParallelConfig]) -> int:
         """The column whose content differs least from what a group holds; -1 where there is none."""
