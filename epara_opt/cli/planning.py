@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from epara_opt.domain.profile import ProfileCatalogue
     from epara_opt.domain.topology import Topology
     from epara_opt.plan import Plan
-    from epara_opt.problem import PlacementProblem
+    from epara_opt.problem import PlacementProblem, PlanningRules
 
 
 SAME = 1e-6  # relative: plans whose objectives differ by less are equally good
@@ -99,6 +99,10 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Where plan.json goes.")] = None,
     previous: Annotated[Path | None, typer.Option(help="The plan in force: moves are priced against it.")] = None,
     max_tenants: Annotated[int | None, typer.Option(min=1, help="Services that may share one device group.")] = None,
+    certify: Annotated[
+        Path | None,
+        typer.Option(help="Plan nothing: recompute this plan's bound from its prices, without a solver, and check it."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Place the services of TOPOLOGY: a checked plan with a proven bound, and reasons for what is not served."""
@@ -112,6 +116,9 @@ def plan(
     in_force = read_plan(previous) if previous else None
     if in_force is not None:
         check_same_edge(in_force, loaded.topology, str(previous))
+    if certify is not None:
+        certified(certify, loaded.topology, loaded.catalogue, rules, in_force, as_json=as_json)
+        return
     with working(f"planning {loaded.topology.name} with {solver}", quiet=as_json):
         problem = build_problem(loaded.topology, loaded.catalogue, rules=rules, in_force=in_force)
         made = make_plan(
@@ -126,6 +133,40 @@ def plan(
         write_text(out, made.to_json())
         err.print(f"plan written to {out}", highlight=False)
     emit(json.loads(made.to_json()), plan_view(made, loaded.topology), as_json=as_json)
+
+
+def certified(
+    plan_file: Path,
+    topology: Topology,
+    catalogue: ProfileCatalogue,
+    rules: PlanningRules,
+    in_force: Plan | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Check a plan and recompute its bound. Raises PlanRejected (exit 4) where it claims what does not hold."""
+    from epara_opt.certify import certify
+    from epara_opt.plan import relative_gap
+    from epara_opt.problem import build_problem
+    from epara_opt.report.terminal import certificate_view
+    from epara_opt.verify import verify
+
+    made = read_plan(plan_file)
+    check_same_edge(made, topology, str(plan_file))
+    with working(f"certifying {plan_file.name}: {len(made.replicas)} replicas", quiet=as_json):
+        problem = build_problem(topology, catalogue, rules=rules, in_force=in_force)
+        verify(made, topology, catalogue, problem=problem)
+        bound = certify(made, problem)
+    found = {
+        "plan": str(plan_file),
+        "feasible": True,
+        "objective": made.objective,
+        "certified_bound": bound,
+        "certified_gap": relative_gap(made.objective, bound),
+        "claimed_bound": made.dual_bound,
+        "solver": made.solver,
+    }
+    emit(found, certificate_view(found), as_json=as_json)
 
 
 def check_same_edge(made: Plan, topology: Topology, file: str) -> None:

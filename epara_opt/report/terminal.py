@@ -6,7 +6,9 @@ the colours out, so nothing is said by colour alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -74,6 +76,26 @@ def summary(plan: Plan) -> Group:
     rows += [("note", n) for n in plan.notes]
     style = f"bold {TONES[tone(p.slo_attainment)]}" if p.offered > 0 else "bold"
     return Group(cell(verdict(plan), style), pairs(rows))
+
+
+def certificate_view(found: Mapping[str, Any]) -> RenderableType:
+    """What was recomputed of a plan, and what it claims. found: as `epara plan --certify --json` prints it."""
+    claimed = found["claimed_bound"]
+    searched = claimed is not None and claimed < found["certified_bound"] * (1.0 - 1e-6)
+    return pairs(
+        [
+            ("Checked", "every replica, route and claim holds"),
+            ("Objective", f"{found['objective']:.6g}"),
+            ("Certified bound", f"{found['certified_bound']:.6g}, recomputed from the plan's prices"),
+            ("Certified gap", share(found["certified_gap"])),
+            (
+                "Claimed bound",
+                "none"
+                if claimed is None
+                else f"{claimed:.6g}" + (f", by the search of {found['solver']}: not proved here" if searched else ""),
+            ),
+        ]
+    )
 
 
 def plan_table(plan: Plan, topology: Topology, *, max_rows: int | None = 40) -> Group:
