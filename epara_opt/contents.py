@@ -39,6 +39,7 @@ class PlanningRules:
     max_contents: int = 6000  # per device type; keeps the program solvable by general solvers
     max_edges: int = 500_000  # demands x servers; beyond it each demand keeps the nearest servers alone, with a note
     horizon_s: float = 300.0  # a move must pay within it: what loads for load_s earns 1 - load_s / horizon_s
+    max_moves: int | None = None  # groups that may load something once any group runs; None: as many as pay
 
     def __post_init__(self) -> None:
         for key, ok, law in (
@@ -47,6 +48,7 @@ class PlanningRules:
             ("max_contents", self.max_contents >= 1, "expected >= 1"),
             ("max_edges", self.max_edges >= 1, "expected >= 1"),
             ("horizon_s", self.horizon_s > 0, "expected > 0"),
+            ("max_moves", self.max_moves is None or self.max_moves >= 0, "expected >= 0"),
         ):
             if not ok:
                 raise InputError(Violation(path=f"rules.{key}", law=law, value=str(getattr(self, key))))

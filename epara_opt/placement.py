@@ -98,6 +98,24 @@ def without_idle(placement: Placement) -> Placement:
     )
 
 
+def within_moves(problem: PlacementProblem, placement: Placement) -> Placement:
+    """Leave out the moves that earn least where there are more than the rules allow."""
+    allowed = problem.moves_allowed
+    if allowed is None:
+        return placement
+    placement = _settled(problem, placement)
+    earned = dict.fromkeys((i for i, g in enumerate(placement.groups) if problem.is_move(g.content, g.resident)), 0.0)
+    for flow in placement.flows:
+        if flow.group in earned:
+            tenant = tenant_of(placement.groups[flow.group], flow.edge.service)
+            share = problem.earning_share(tenant, placement.groups[flow.group].resident)
+            earned[flow.group] += problem.service(flow.edge.service).weight * share * flow.rate
+    dropped = set(sorted(earned, key=lambda i: (-earned[i], i))[allowed:])
+    if not dropped:
+        return placement
+    return without_idle(replace(placement, flows=tuple(f for f in placement.flows if f.group not in dropped)))
+
+
 def assemble(
     problem: PlacementProblem,
     placement: Placement,

@@ -115,6 +115,15 @@ class PlacementProblem:
             return 1.0
         return max(MIN_EARNING, 1.0 - tenant.load_s / self.rules.horizon_s)
 
+    @property
+    def moves_allowed(self) -> int | None:
+        """How many groups may be moves; None where the rules set no cap, or nothing runs yet."""
+        return self.rules.max_moves if self.residents else None
+
+    def is_move(self, content: Content, resident: Resident | None) -> bool:
+        """Whether some tenant would have to be loaded while others already run."""
+        return bool(self.residents) and (resident is None or not content.services <= resident.services)
+
     def useful_at(self, content: Content, server: str) -> bool:
         """Whether every tenant could serve some offered demand from this server in time, enough to fill its batch."""
         for t in content.tenants:

@@ -33,6 +33,7 @@ def verify(
     check = _Check(plan=plan, topology=topology, catalogue=catalogue, problem=problem)
     check.inputs()
     check.groups()
+    check.moves()
     check.performance()
     check.routes()
     check.time()
@@ -114,6 +115,15 @@ class _Check:
                 other = owner.setdefault((first.server, first.device_type, device), group)
                 if other != group:
                     self.broken(path, f"expected devices of its own; {other} has it too", device)
+
+    def moves(self) -> None:
+        """No more groups load something than the rules allow."""
+        allowed = self.problem.rules.max_moves if self.problem else None
+        if allowed is None or not self.residents:
+            return
+        loading = [g for g, members in self.by_group.items() if not all(self._loaded(r) for r in members)]
+        if len(loading) > allowed:
+            self.broken("replicas", f"expected at most {allowed} group(s) that load something", len(loading))
 
     def performance(self) -> None:
         """What each replica can do, alone and in its group's company; memory; shapes its category allows."""

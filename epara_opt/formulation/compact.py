@@ -25,6 +25,7 @@ maximize  sum w_l k D_ls y[l,s,n,k]
 Constraints
     devices[n,g]       sum_j d_j z_j <= G_ng
     resident[n,R]      sum_p z[n,p,R] <= m_R
+    moves              sum z[n,p,R] over columns with a tenant to load <= max_moves    where that rule is set
     time[n,p,R]        sum_l share[n,p,R,l] <= z[n,p,R]
     reach[n,p,R,l]     share[n,p,R,l] <= (D_ji / mu_ji) z[n,p,R]                       where D_ji < SCANT mu_ji; tighter
     capacity[l,n,k,t]  sum_{e: slack <= t} D_e y[e,k] <= sum_{ji of class k: r <= t} c_jit
@@ -164,6 +165,7 @@ def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
         _capacity_rows(key, reaches[key[0], key[1]], supply, made, rows, tighten)
     _demand_rows(uses, rows)
     _link_rows(problem, uses, rows)
+    _moves_row(problem, columns, rows)
     return Encoded(
         problem=problem,
         program=_program(problem, columns, uses, num_shares, rows),
@@ -214,7 +216,8 @@ def _columns(
                 for members in classes:
                     same_shape = (members[0].tp, members[0].pp) == (content.tp, content.pp)
                     loaded = tuple(problem.earning_share(t, members[0]) for t in content.tenants)
-                    if same_shape and loaded != fresh:
+                    counted = problem.moves_allowed is not None and bool(members[0].services & content.services)
+                    if same_shape and (loaded != fresh or counted):
                         found.append((server.name, content, members, loaded, min(top, len(members))))
     columns: list[Column] = []
     next_share = len(found)
@@ -372,6 +375,13 @@ def _link_rows(problem: PlacementProblem, uses: Sequence[EdgeUse], rows: RowBuil
     for hop in sorted(terms):
         if sum(worst[hop].values()) > 1.0:
             rows.add(f"link[{hop[0]}->{hop[1]}]", terms[hop], upper=1.0)
+
+
+def _moves_row(problem: PlacementProblem, columns: Sequence[Column], rows: RowBuilder) -> None:
+    if problem.moves_allowed is None:
+        return
+    moves = [c for c in columns if problem.is_move(c.content, c.residents[0] if c.residents else None)]
+    rows.add("moves", [(c.index, 1.0) for c in moves], upper=float(problem.moves_allowed))
 
 
 def _program(

@@ -240,6 +240,7 @@ def appendix(
             ("Rule max_contents", str(rules.max_contents)),
             ("Rule max_edges", str(rules.max_edges)),
             ("Rule horizon_s", number(rules.horizon_s)),
+            ("Rule max_moves", "no limit" if rules.max_moves is None else str(rules.max_moves)),
         ]
     return [
         el("dl", [(el("dt", k), el("dd", v)) for k, v in facts], class_="facts"),

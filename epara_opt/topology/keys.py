@@ -34,13 +34,12 @@ def choice(words: type[StrEnum]) -> Choice:
 def _rules() -> Record:
     """Keys of `rules` follow PlanningRules field by field, so that a new rule needs no second entry here."""
     hints = get_type_hints(PlanningRules)
-    kinds = {int: Number(integer=True), float: Number(), bool: Flag()}
-    return Record(
-        keys={
-            f.name: Key(kind=kinds[hints[f.name]], about=f"planning rule, default {f.default}")
-            for f in fields(PlanningRules)
-        }
-    )
+    kinds = {int: Number(integer=True), int | None: Number(integer=True), float: Number(), bool: Flag()}
+    about = {
+        f.name: "planning rule, no limit unless given" if f.default is None else f"planning rule, default {f.default}"
+        for f in fields(PlanningRules)
+    }
+    return Record(keys={name: Key(kind=kinds[hints[name]], about=text) for name, text in about.items()})
 
 
 DEVICE_TYPE = Record(

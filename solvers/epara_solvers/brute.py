@@ -75,6 +75,8 @@ def optimum(
     bounded: list[tuple[float, tuple[PlacedGroup, ...]]] = []
     for choice in itertools.product(*layouts):
         groups = tuple(g for layout in choice for g in layout)
+        if not _within_moves(problem, groups):
+            continue
         bounded.append((_upper_bound(problem, groups, worth), groups))
     bounded.sort(key=lambda bg: -bg[0])
     best, placement = 0.0, Placement(groups=(), flows=())
@@ -90,7 +92,8 @@ def optimum(
 
 
 def _layouts(problem: PlacementProblem, server: str, device_type: str, count: int) -> Iterator[tuple[PlacedGroup, ...]]:
-    """Every multiset of groups to which none could be added: idle devices earn nothing."""
+    """Every multiset of groups to which none could be added: idle devices earn nothing. With a cap on moves every
+    multiset, for the cap may be better spent elsewhere."""
     options = _groups(problem, server, device_type)
 
     def extend(first: int, left: int, chosen: tuple[PlacedGroup, ...]) -> Iterator[tuple[PlacedGroup, ...]]:
@@ -102,10 +105,15 @@ def _layouts(problem: PlacementProblem, server: str, device_type: str, count: in
             grew = True
             if index >= first:
                 yield from extend(index, left - option.content.num_devices, (*chosen, option))
-        if not grew:
+        if not grew or problem.moves_allowed is not None:
             yield chosen
 
     yield from extend(0, count, ())
+
+
+def _within_moves(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> bool:
+    allowed = problem.moves_allowed
+    return allowed is None or sum(problem.is_move(g.content, g.resident) for g in groups) <= allowed
 
 
 def _groups(problem: PlacementProblem, server: str, device_type: str) -> list[PlacedGroup]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from epara_opt.errors import InputError
-from epara_opt.placement import Flow, PlacedGroup, Placement, assemble, link_use, served, tenant_of, value
+from epara_opt.placement import Flow, PlacedGroup, Placement, assemble, link_use, served, tenant_of, value, within_moves
 from epara_opt.plan import Plan, Stop
 from epara_opt.problem import PlacementProblem, Resident
 from epara_opt.verify import verify
@@ -150,3 +150,27 @@ def test_a_group_without_the_service_is_an_error(make) -> None:
     group = PlacedGroup(server="a", content=problem.contents["l4"][0])
     with pytest.raises(InputError, match=r"placement\.a: expected one of classify, got zebra"):
         tenant_of(group, "zebra")
+
+
+def test_moves_beyond_the_cap_are_left_out_the_least_earning_first(make) -> None:
+    edge = make.edge(demand=[make.offer("classify", "a", 300.0)])
+    free = edge.problem()
+    content = free.contents["l4"][0]
+    to = {e.server: e for e in free.edges}
+    kept = Resident(group="a/l4/0/0", server="a", device_type="l4", devices=(0,), tp=1, pp=1, services=content.services)
+    placement = Placement(
+        groups=(
+            PlacedGroup(server="a", content=content, resident=kept),
+            PlacedGroup(server="a", content=content),
+            PlacedGroup(server="b", content=content),
+        ),
+        flows=tuple(
+            Flow(edge=to[server], group=i, rate=rate)
+            for i, (server, rate) in enumerate((("a", 9), ("a", 20), ("b", 30)))
+        ),
+    )
+    rates = {}
+    for max_moves in (None, 2, 1, 0):
+        problem = replace(free, residents=(kept,), rules=replace(free.rules, max_moves=max_moves))
+        rates[max_moves] = [f.rate for f in within_moves(problem, placement).flows]
+    assert rates == {None: [9, 20, 30], 2: [9, 20, 30], 1: [9, 30], 0: [9]}

@@ -209,7 +209,12 @@ def test_groups_in_force_are_residents_where_their_servers_and_devices_still_sta
 
 @pytest.mark.parametrize(
     ("rule", "value", "law"),
-    [("max_utilization", 0.0, r"in \(0, 1\]"), ("max_tenants", 0, ">= 1"), ("horizon_s", 0.0, "> 0")],
+    [
+        ("max_utilization", 0.0, r"in \(0, 1\]"),
+        ("max_tenants", 0, ">= 1"),
+        ("horizon_s", 0.0, "> 0"),
+        ("max_moves", -1, ">= 0"),
+    ],
 )
 def test_rules_are_checked_at_birth(rule: str, value: float, law: str) -> None:
     with pytest.raises(InputError, match=f"rules.{rule}: expected {law}, got {value}"):

@@ -129,8 +129,10 @@ def test_a_good_file_can_be_planned(write: Write) -> None:
 
 
 def test_rules_reach_the_planning_rules(write: Write) -> None:
-    loaded = load_topology(write(EDGE + "rules: {max_tenants: 2, horizon_s: 10.5, max_utilization: 0.7}\n"))
-    assert loaded.rules == PlanningRules(max_tenants=2, horizon_s=10.5, max_utilization=0.7)
+    loaded = load_topology(
+        write(EDGE + "rules: {max_tenants: 2, horizon_s: 10.5, max_utilization: 0.7, max_moves: 3}\n")
+    )
+    assert loaded.rules == PlanningRules(max_tenants=2, horizon_s=10.5, max_utilization=0.7, max_moves=3)
 
 
 @pytest.mark.parametrize("demand", ["", "demand:\n", "demand: []\n"])

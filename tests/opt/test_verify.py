@@ -233,3 +233,18 @@ def test_routes_are_of_their_replicas_service(problem) -> None:
     wrong = Route(service="detect", origin="a", replica=plan.replicas[2].id, rate=1.0, network_ms=0.0, predicted_ms=1.0)
     with pytest.raises(PlanRejected, match="expected a replica of this service in the plan"):
         check(replace(plan, routes=(*plan.routes, wrong)), problem)
+
+
+def test_more_groups_that_load_than_the_rules_allow_are_rejected(problem) -> None:
+    kept = Resident(
+        group="a/l4/1/0", server="a", device_type="l4", devices=(1,), tp=1, pp=1, services=frozenset({"classify"})
+    )
+    placement = placed(problem)
+    groups = (replace(placement.groups[0], resident=kept), placement.groups[1])  # detect is loaded beside classify
+    placement = replace(placement, groups=groups)
+    for max_moves, residents in ((2, (kept,)), (0, ())):  # where nothing runs yet, everything must be loaded
+        capped = replace(problem, residents=residents, rules=replace(problem.rules, max_moves=max_moves))
+        check(planned(capped, placement if residents else placed(problem)), capped)
+    capped = replace(problem, residents=(kept,), rules=replace(problem.rules, max_moves=1))
+    with pytest.raises(PlanRejected, match=r"replicas: expected at most 1 group\(s\) that load something, got 2"):
+        check(planned(capped, placement), capped)

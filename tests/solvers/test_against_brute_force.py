@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from epara_solvers.brute import optimum
@@ -113,3 +113,36 @@ def test_greedy_is_feasible_and_never_above_the_optimum(cases: list[Case], per_d
         assert (plan.stop, plan.dual_bound) == (Stop.HEURISTIC, None)
         reached += plan.objective
     assert reached >= 0.9 * sum(case.best for case in cases)
+
+
+@pytest.mark.parametrize("max_moves", [0, 1])
+def test_a_cap_on_moves_is_kept_and_met_exactly(
+    tiny_problem: Callable[[int], PlacementProblem], max_moves: int
+) -> None:
+    backend = IsolatedBackend("mathopt-highs")
+    bound_it = looked_at = seed = 0
+    try:
+        while looked_at < 25:
+            free = tiny_problem(seed)
+            seed += 1
+            if not free.residents:
+                continue
+            capped = replace(free, rules=replace(free.rules, max_moves=max_moves))
+            try:
+                best, free_best = optimum(capped, max_placements=20_000)[0], optimum(free, max_placements=20_000)[0]
+            except NoPlanError:
+                continue
+            looked_at += 1
+            bound_it += best < free_best * (1.0 - 1e-6)
+            case = Case(seed, capped, best, encode(capped))
+            result = backend.solve(case.encoded.program, time_limit_s=60, gap=0.0)
+            tolerance = 1e-5 * max(1.0, best)
+            assert as_plan(case, "mathopt-highs", result).objective == pytest.approx(best, abs=tolerance), seed
+            assert result.dual_bound is not None
+            assert result.dual_bound >= best - tolerance, seed
+            plan = GreedyPlanner().plan(capped, generation=2, time_limit_s=60)
+            verify(plan, capped.topology, capped.catalogue, problem=capped)
+            assert plan.objective <= best + tolerance, seed
+    finally:
+        backend.close()
+    assert bound_it > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,7 @@ class Board:
         self.moves: dict[int, Move] = {}  # by number, in the order made
         self._made = 0
         self._kept: set[str] = set()  # residents in use
+        self._moves_left = math.inf if ground.problem.moves_allowed is None else ground.problem.moves_allowed
 
     @property
     def value(self) -> float:
@@ -57,6 +59,8 @@ class Board:
                 continue
             free = self.devices_left[site.server, options.device_type]
             scores = np.where(options.num_devices <= free, options.scores(before), 0.0)
+            if self._moves_left < 1:
+                scores = np.where(options.is_move, 0.0, scores)
             if per_device:
                 scores = scores / options.num_devices
             for i in _largest(scores, TRIED_EXACTLY):
@@ -101,6 +105,7 @@ class Board:
     def make(self, move: Move) -> None:
         self._take(move, 1.0)
         self.devices_left[move.pool] -= move.content.num_devices
+        self._moves_left -= self.ground.problem.is_move(move.content, move.resident)
         if move.resident is not None:
             self._kept.add(move.resident.group)
         self.moves[self._made] = move
@@ -110,6 +115,7 @@ class Board:
         move = self.moves.pop(number)
         self._take(move, -1.0)
         self.devices_left[move.pool] += move.content.num_devices
+        self._moves_left += self.ground.problem.is_move(move.content, move.resident)
         if move.resident is not None:
             self._kept.discard(move.resident.group)
         return move

@@ -67,6 +67,7 @@ class Options:
     resident: Resident | None
     contents: tuple[Content, ...]  # (K,)
     num_devices: IntArray  # (K,)
+    is_move: BoolArray  # (K,) as the problem counts moves
     first: IntArray  # (K, T) where a tenant's reach begins among the site's edges; tenants by value per time
     last: IntArray  # (K, T) where it ends
     work_per_s: FloatArray  # (K, T)
@@ -173,7 +174,7 @@ def _site(
         first, useful = _reach(table, slack, before, starts, ends, pool.count)
         held = [r for r in problem.residents if r.server == server and r.device_type == pool.type]
         for resident in (None, *held):
-            made = _options(pool.type, table, first, ends, useful, resident)
+            made = _options(problem, pool.type, table, first, ends, useful, resident)
             if made.contents:
                 options.append(made)
     return Site(
@@ -204,6 +205,7 @@ def _reach(
 
 
 def _options(
+    problem: PlacementProblem,
     device_type: str,
     table: ContentTable,
     first: IntArray,
@@ -236,6 +238,7 @@ def _options(
         resident=resident,
         contents=tuple(table.contents[i] for i in chosen.tolist()),
         num_devices=table.num_devices[chosen],
+        is_move=np.array([problem.is_move(table.contents[i], resident) for i in chosen.tolist()], dtype=np.bool_),
         first=np.take_along_axis(first[chosen], order, axis=1),
         last=np.take_along_axis(ends[table.service[chosen]], order, axis=1),
         work_per_s=np.take_along_axis(work, order, axis=1),
