@@ -88,7 +88,7 @@ class ColumnPlanner:
                 in_force=in_force,
                 gap=self._gap,
             )
-            # The engine counts no moves; its bound holds under the cap, and an exact search makes good what is dropped.
+            # The engine counts no moves; its bound holds, and on small problems an exact search goes on.
             placement = within_moves(problem, solved.placement)
             prices = scarcity_prices(ground, solved.prices, solved.priced)
             certificate = prove(ground, solved.prices, threads=self._threads)
