@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from epara_opt.domain.category import Category, Scale, categorize, is_timely
 from epara_opt.domain.performance import Performance, evaluate
@@ -147,7 +148,8 @@ class _Check:
                     if service.tpot_ms is not None:
                         law += f" and {service.tpot_ms:g} ms per token"
                     self.broken(path, law, f"{response_ms:.1f} ms, {tpot_ms:.1f} ms per token")
-                if self.problem is not None and not fills_batch(service, r.config, self._streams_near(r, response_ms)):
+                must_fill = self.problem is not None and service.is_stream and r.batch > 1
+                if must_fill and not fills_batch(service, r.config, self._streams_near(r, response_ms)):
                     self.broken(path, f"expected {r.batch} streams in reach to fill its batch")
                 if not _same(r.response_ms, response_ms):
                     self.broken(f"{path}.response_ms", f"expected {response_ms:.3f}", r.response_ms)
@@ -160,17 +162,30 @@ class _Check:
     def _streams_near(self, replica: Replica, response_ms: float) -> float:
         """Demand whose route to this replica is fast enough."""
         service = self.topology.services[replica.service]
+        num_bytes = service.request.input_bytes + service.request.output_bytes
         near = 0.0
-        for (name, origin), offered in self._offered().items():
-            way = self._path(origin, replica.server) if name == replica.service else None
+        for origin, offered in self.origins.get(replica.service, ()):
+            way = self.topology.around(origin, without=self._down).to(replica.server)
             if way is not None:
-                network_ms = way.rtt_ms + way.transfer_ms(service.request.input_bytes + service.request.output_bytes)
+                network_ms = way.rtt_ms + 1000.0 * num_bytes / way.bandwidth_bytes_per_s  # 0 where no link is crossed
                 near += offered if not _exceeds(network_ms + response_ms, service.deadline_ms) else 0.0
         return near
 
     def _path(self, origin: str, server: str) -> Path | None:
         """Around the servers that were down when the problem was made."""
-        return self.topology.path(origin, server, without=self.problem.down if self.problem else frozenset())
+        return self.topology.path(origin, server, without=self._down)
+
+    @property
+    def _down(self) -> frozenset[str]:
+        return self.problem.down if self.problem else frozenset()
+
+    @cached_property
+    def origins(self) -> dict[str, list[tuple[str, float]]]:
+        """Service to where it is asked for, and how much."""
+        table: dict[str, list[tuple[str, float]]] = {}
+        for (service, origin), offered in self._offered().items():
+            table.setdefault(service, []).append((origin, offered))
+        return table
 
     def _alone(self, r: Replica) -> Performance | None:
         path = f"replicas[{r.id}]"
