@@ -176,6 +176,7 @@ class Plan:
         if data.pop("format", None) != FORMAT:
             raise InputError(Violation(path="format", law=f"expected a plan of format {FORMAT}", file=file))
         try:
+            _check_lists(data, file)
             predicted: dict[str, Any] = data.pop("predicted")
             services = tuple(ServiceForecast(**s) for s in predicted.pop("services"))
             prices = data.pop("certificate", None)
@@ -198,6 +199,38 @@ class Plan:
         if mistyped:
             raise InputError(mistyped)
         return plan
+
+
+def _check_lists(data: dict[str, Any], file: str) -> None:
+    """Refuse what is not a list where a plan has one: an object or a text would be read as its keys or letters."""
+    found: list[Violation] = []
+
+    def check(value: Any, path: str, *, of: type) -> list[Any]:
+        if not isinstance(value, list):
+            found.append(Violation(path=path, law="expected a list", value=repr(value)[:80], file=file))
+            return []
+        items = cast("list[Any]", value)
+        what = "an object" if of is dict else f"a {of.__name__}"
+        for i, item in enumerate(items):
+            if not isinstance(item, of):
+                law = f"expected {what}"
+                found.append(Violation(path=f"{path}[{i}]", law=law, value=repr(item)[:80], file=file))
+        return [item for item in items if isinstance(item, of)]
+
+    predicted: Any = data["predicted"]
+    if not isinstance(predicted, dict):
+        law = "expected an object"
+        found.append(Violation(path="predicted", law=law, value=repr(predicted)[:80], file=file))
+    else:
+        check(cast("dict[str, Any]", predicted)["services"], "predicted.services", of=dict)
+    for key in ("replicas", "routes", "unserved", "actions"):
+        inner, of = {"replicas": ("devices", int), "actions": ("groups", str)}.get(key, ("", str))
+        for i, record in enumerate(check(data[key], key, of=dict)):
+            if inner in record:
+                check(record[inner], f"{key}[{i}].{inner}", of=of)
+    check(data.get("notes", []), "notes", of=str)
+    if found:
+        raise InputError(found)
 
 
 def _retyped(record: dict[str, Any], **convert: Callable[[Any], Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from epara_opt.report.history import HistoryPoint
 
 STORE_FILE = "planner.sqlite"
+INTERRUPTED = 130  # exit code
 
 
 def register(app: typer.Typer) -> None:
@@ -34,11 +36,13 @@ def run(
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds the solver may take per cycle.")] = 10.0,
     store: Annotated[Path, typer.Option(help="Directory of the planner's store.")] = Path("runs/planner"),
     cycles: Annotated[int | None, typer.Option(min=1, help="Stop after so many; never if omitted.")] = None,
+    apply_timeout: Annotated[float, typer.Option(min=1, help="Seconds a change may take, loading included.")] = 120.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Plan TOPOLOGY again and again: observe, forecast, solve, verify, apply what is worth it, record.
 
-    Survives its own restart. Executors keep serving the last plan while no planner runs.
+    Survives its own restart. Executors keep serving the last plan while no planner runs. Ctrl-C ends it after the
+    cycle under way, a second one at once (exit 130): a change half made is then taken up by the next planner.
     """
     from epara_executors.client import GrpcFleet
     from epara_solvers.registry import make_planner
@@ -55,11 +59,11 @@ def run(
     if without:
         law = "expected host:port of its executor; `epara run` plans for servers that it can reach"
         raise InputError([Violation(path=f"servers.{name}.address", law=law, value="none") for name in without])
-    settings = CycleSettings(every_s=every_s, time_limit_s=time_limit, rules=loaded.rules)
+    settings = CycleSettings(
+        every_s=every_s, time_limit_s=time_limit, apply_deadline_s=apply_timeout, rules=loaded.rules
+    )
     planner = make_planner(solver)
     clock = SystemClock()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: clock.stop())
 
     def show(event: CycleEvent) -> None:
         if as_json:
@@ -69,11 +73,24 @@ def run(
         elif event.kind not in (EventKind.OBSERVED, EventKind.PROGRESS):
             err.print(f"{event.kind.value:>12}  {event.message}", highlight=False, markup=False)
 
+    def leave(fleet: GrpcFleet) -> None:
+        if clock.stopped:
+            # Ends the calls under way. On a thread: this one may hold the fleet's lock.
+            threading.Thread(target=fleet.close, daemon=True).start()
+            raise KeyboardInterrupt
+        clock.stop()
+        sys.stderr.write("stopping after this cycle; once more to leave at once\n")
+
     with GrpcFleet() as fleet, Store(store / STORE_FILE) as kept:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: leave(fleet))
         cycle = ControlCycle(
             loaded.topology, loaded.catalogue, planner, fleet, kept, clock, settings=settings, on_event=show
         )
-        cycle.run(max_cycles=cycles)
+        try:
+            cycle.run(max_cycles=cycles)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def history_points(store: Path) -> tuple[HistoryPoint, ...]:

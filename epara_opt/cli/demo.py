@@ -17,7 +17,7 @@ from epara_opt.cli.output import err, out, write_text
 from epara_opt.errors import EparaError
 
 if TYPE_CHECKING:
-    from epara_executors.load import LoadReport
+    from epara_executors.load_report import LoadReport
 
     from epara_opt.cli.demo_edge import Planner
     from epara_opt.cli.demo_figures import Phase

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from epara_opt.cli.load import percentile
 
 if TYPE_CHECKING:
-    from epara_executors.load import LoadReport
+    from epara_executors.load_report import LoadReport
 
     from epara_opt.domain.service import Service
 

@@ -261,6 +261,7 @@ def drain(
     server: Annotated[str, typer.Argument(help="The server to empty.", show_default=False)],
     exit_: Annotated[bool, typer.Option("--exit", help="End the executor afterwards.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for what is in flight.")] = 30.0,
+    as_json: JsonFlag = False,
 ) -> None:
     """Let one executor finish what is in flight and take no new work; peers take over what they can."""
     from epara_opt.control.deploy import address_of
@@ -269,11 +270,12 @@ def drain(
     address = address_of(server, load_topology(topology).topology)
     fleet = _fleet()
     try:
-        with working(f"draining {server}"):
-            left = fleet.drain(address, exit_process=exit_, deadline_s=timeout)
+        with working(f"draining {server}", quiet=as_json):
+            left = fleet.drain(address, exit_process=exit_, deadline_s=timeout, server=server)
     finally:
         fleet.close()
-    out.print(f"{server}: drained" if left == 0 else f"{server}: {left} request(s) still in flight", highlight=False)
+    text = f"{server}: drained" if left == 0 else f"{server}: {left} request(s) still in flight"
+    emit({"server": server, "left_in_flight": left, "exits": exit_}, text, as_json=as_json)
 
 
 def _fleet() -> GrpcFleet:

@@ -14,7 +14,9 @@ from epara_opt.errors import InputError, Violation
 from epara_opt.report.load import LoadWindow
 
 if TYPE_CHECKING:
-    from epara_executors.load import LoadProgress, LoadReport, LoadSpec
+    from epara_executors.load import LoadProgress
+    from epara_executors.load_report import LoadReport
+    from epara_executors.load_spec import LoadSpec
 
     from epara_opt.domain.topology import Topology
     from epara_opt.traces import Trace
@@ -67,7 +69,7 @@ def load_specs(
 
     Clients whose executor does not answer go to the next by network distance.
     """
-    from epara_executors.load import LoadSpec
+    from epara_executors.load_spec import LoadSpec
 
     from epara_opt.traces import read_trace
 

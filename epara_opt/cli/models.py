@@ -28,13 +28,14 @@ def register(root: typer.Typer) -> None:
 def make(
     out: Annotated[Path, typer.Argument(help="Folder to write into, one folder per model.")] = Path("models"),
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write small models with random weights: llama, segformer, vit, yolos, bert, whisper. For demos and tests."""
     from epara_executors.tiny_models import make_all
 
     require_writable(out / "folder")
-    for kind, folder in make_all(out, seed=seed).items():
-        err.print(f"{kind} in {folder}", highlight=False)
+    made = {kind: str(folder) for kind, folder in make_all(out, seed=seed).items()}
+    emit({"models": made}, *(f"{kind} in {folder}" for kind, folder in made.items()), as_json=as_json)
 
 
 def shapes_of(text: str) -> tuple[tuple[int, int], ...]:

@@ -74,6 +74,7 @@ def import_(
     services: Annotated[int, typer.Option(min=1, help="How many services of the catalogue to offer.")] = 12,
     seed: Annotated[int, typer.Option(help="For devices and demand, which such files do not give.")] = 0,
     overload: Annotated[float, typer.Option(min=0.01, help="Demand over what the edge could serve.")] = 1.2,
+    as_json: JsonFlag = False,
 ) -> None:
     """Make a plannable topology from a real network: Internet Topology Zoo or any GraphML, or EUA sites."""
     from epara_opt.errors import InputError, Violation
@@ -87,7 +88,7 @@ def import_(
         imported = import_eua(source, users=users, services=services, seed=seed, overload=overload)
     else:
         raise InputError(Violation(path="source", law="expected a .graphml or .csv file", value=str(source)))
-    _write(imported.document, out, imported.notes)
+    _write(imported.document, out, imported.notes, as_json=as_json)
 
 
 @app.command()
@@ -97,20 +98,24 @@ def generate(
     services: Annotated[int, typer.Option(min=1)] = 24,
     seed: Annotated[int, typer.Option()] = 0,
     overload: Annotated[float, typer.Option(min=0.01, help="Demand over what the edge could serve.")] = 1.5,
+    as_json: JsonFlag = False,
 ) -> None:
     """Make a seeded synthetic edge: unlike servers, four categories, Zipf popularity, skewed demand."""
     from epara_opt.importers.generate import generate as make
 
     require_writable(out)
-    with working(f"generating {servers} servers"):
+    with working(f"generating {servers} servers", quiet=as_json):
         made = make(servers=servers, services=services, seed=seed, overload=overload)
-    _write(made, out)
+    _write(made, out, as_json=as_json)
 
 
-def _write(document: Document, out: Path, notes: Sequence[str] = ()) -> None:
+def _write(document: Document, out: Path, notes: Sequence[str] = (), *, as_json: bool) -> None:
     from epara_opt.importers.document import write_document
 
     topology, profiles = write_document(document, out)
+    if as_json:
+        emit({"topology": str(topology), "profiles": str(profiles), "notes": list(notes)}, as_json=True)
+        return
     for note in notes:
         err.print(f"note: {note}", highlight=False, markup=False)
     err.print(f"topology written to {topology}, its profiles to {profiles}", highlight=False)

@@ -22,6 +22,10 @@ class SystemClock:
         """Wait; True at once when a stop was or is asked for."""
         return self._stop.wait(max(0.0, seconds))
 
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
     def stop(self) -> None:
         """Ask whoever waits on this clock to end. Safe from signal handlers and other threads."""
         self._stop.set()

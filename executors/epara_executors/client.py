@@ -41,6 +41,7 @@ class GrpcFleet:
     def __init__(self, *, observe_deadline_s: float = OBSERVE_DEADLINE_S) -> None:
         self._observe_deadline_s = observe_deadline_s
         self._channels: dict[str, grpc.Channel] = {}
+        self._names: dict[str, str] = {}  # address to the server last called there by its name, for errors
         self._lock = threading.Lock()
 
     def __enter__(self) -> GrpcFleet:
@@ -95,7 +96,8 @@ class GrpcFleet:
     def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
         """Load and warm up groups beside what runs. Returns when all are ready."""
         request = pb.PrepareRequest(fence=fence_to_pb(fence), groups=[group_to_pb(g) for g in groups])
-        self._call(address, lambda stub: stub.Prepare(request, timeout=deadline_s))
+        server = groups[0].server if groups else ""
+        self._call(address, lambda stub: stub.Prepare(request, timeout=deadline_s), server=server)
 
     def commit(self, address: str, spec: CommitSpec, fence: Fence, *, deadline_s: float) -> None:
         """Switch routes and live groups atomically at one executor."""
@@ -107,10 +109,14 @@ class GrpcFleet:
         request = pb.RetireRequest(fence=fence_to_pb(fence), groups=groups)
         self._call(address, lambda stub: stub.Retire(request, timeout=deadline_s))
 
-    def drain(self, address: str, *, exit_process: bool, deadline_s: float) -> int:
-        """Take no new work, finish what is in flight; returns what was left at the deadline."""
+    def drain(self, address: str, *, exit_process: bool, deadline_s: float, server: str = "") -> int:
+        """Take no new work, finish what is in flight; returns what was left at the deadline. server: for errors."""
         request = pb.DrainRequest(exit=exit_process, timeout_ms=max(1, int(1000 * deadline_s)))
-        return int(self._call(address, lambda stub: stub.Drain(request, timeout=deadline_s + 1.0)).left_in_flight)
+
+        def ask(stub: Any) -> pb.DrainResponse:
+            return stub.Drain(request, timeout=deadline_s + 1.0)
+
+        return int(self._call(address, ask, server=server).left_in_flight)
 
     def _stub(self, address: str) -> Any:
         with self._lock:
@@ -120,10 +126,12 @@ class GrpcFleet:
             return ExecutorControlStub(channel)
 
     def _call(self, address: str, ask: Callable[[Any], T], *, server: str = "") -> T:
+        if server:
+            self._names[address] = server
         try:
             return ask(self._stub(address))
         except grpc.RpcError as e:
-            raise _meaning(e, server or address) from None
+            raise _meaning(e, self._names.get(address, address)) from None
 
 
 def _meaning(error: Any, server: str) -> FleetError:

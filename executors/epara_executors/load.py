@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
-import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
@@ -24,201 +21,14 @@ import numpy as np
 
 from epara_executors.infer_client import AsyncInferClient, InferError, ModelSpec, Scalar, request_of
 from epara_executors.load_inputs import random_inputs
+from epara_executors.load_report import OUTCOMES, LoadReport, RequestRecord
+from epara_executors.load_spec import LoadSpec
 from epara_opt.errors import EparaError, ExecutorUnreachable, InputError, Violation
 
-OUTCOMES: tuple[str, ...] = ("on_time", "late", "shed", "failed", "timeout")
 VARIANTS = 4  # different inputs per spec, made once
 DESCRIBE_TIMEOUT_S = 5.0
 HOME_AGAIN_S = 2.0  # how often clients that failed over try their own server again
 GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadSpec:
-    """Clients of one service at one origin. Exactly one of rate_per_s, arrivals_s and streams is set."""
-
-    service: str
-    origin: str
-    address: str  # of the origin's executor
-    deadline_ms: float
-    rate_per_s: float | None = None  # Poisson, or gamma where burstiness_cv != 1
-    burstiness_cv: float = 1.0
-    arrivals_s: tuple[float, ...] | None = None  # from a trace, relative to the start
-    streams: int | None = None  # each sends fps frames per second, evenly
-    fps: float = 0.0
-    prompt_tokens: int = 16
-    output_tokens: int = 0  # > 0: asked for as max_tokens
-    failover: tuple[str, ...] = ()  # where clients go when their executor does not answer, nearest first
-
-    def __post_init__(self) -> None:
-        path = f"load.{self.service}@{self.origin}"
-        found: list[Violation] = []
-        given = sum(x is not None for x in (self.rate_per_s, self.arrivals_s, self.streams))
-        for key, ok, law, value in (
-            ("", given == 1, "expected exactly one of rate_per_s, arrivals_s, streams", given),
-            ("deadline_ms", self.deadline_ms > 0, "expected > 0", self.deadline_ms),
-            ("rate_per_s", self.rate_per_s is None or self.rate_per_s >= 0, "expected >= 0", self.rate_per_s),
-            ("burstiness_cv", self.burstiness_cv > 0, "expected > 0", self.burstiness_cv),
-            ("streams", self.streams is None or self.streams >= 0, "expected >= 0", self.streams),
-            ("fps", self.streams is None or self.fps > 0, "expected > 0 with streams", self.fps),
-        ):
-            if not ok:
-                found.append(Violation(path=f"{path}.{key}" if key else path, law=law, value=str(value)))
-        if found:
-            raise InputError(found)
-
-    def schedule(self, duration_s: float, rng: np.random.Generator) -> list[tuple[float, str, int]]:
-        """(instant, stream id or "", frame) of every request, in order."""
-        if self.arrivals_s is not None:
-            return [(t, "", 0) for t in sorted(self.arrivals_s) if 0 <= t < duration_s]
-        if self.streams is not None:
-            phases = rng.random(self.streams) / self.fps
-            frames = [
-                (float(phase) + k / self.fps, f"{self.origin}/{self.service}/{i}", k)
-                for i, phase in enumerate(phases)
-                for k in range(int(np.ceil(duration_s * self.fps)))
-            ]
-            return sorted(f for f in frames if f[0] < duration_s)
-        return [(t, "", 0) for t in _renewals(self.rate_per_s or 0.0, self.burstiness_cv, duration_s, rng)]
-
-
-def _renewals(rate_per_s: float, cv: float, duration_s: float, rng: np.random.Generator) -> Iterator[float]:
-    """Gamma-distributed gaps of the given mean and coefficient of variation; Poisson arrivals for cv = 1."""
-    if rate_per_s <= 0:
-        return
-    shape = 1.0 / cv**2
-    at = 0.0
-    while True:
-        at += float(rng.gamma(shape, 1.0 / (rate_per_s * shape)))
-        if at >= duration_s:
-            return
-        yield at
-
-
-def read_trace(path: Path, *, column: str = "arrival_s") -> tuple[float, ...]:
-    """Arrival instants of a CSV trace; lines that start with # are comments. Raises InputError."""
-    try:
-        with path.open(newline="") as f:
-            rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
-        return tuple(float(row[column]) for row in rows)
-    except (OSError, KeyError, ValueError, TypeError) as e:
-        raise InputError(Violation(path=column, law=f"expected a trace with this column: {e!r}", file=str(path))) from e
-
-
-def scaled(arrivals_s: Sequence[float], *, rate_per_s: float, duration_s: float) -> tuple[float, ...]:
-    """A trace sped up or slowed down to a mean rate, its burstiness kept; repeated where it is too short."""
-    if not arrivals_s or rate_per_s <= 0:
-        return ()
-    span_s = max(arrivals_s) * (1.0 + 1.0 / len(arrivals_s))
-    if span_s <= 0:
-        return ()
-    factor = len(arrivals_s) / span_s / rate_per_s
-    laps = int(np.ceil(duration_s / (span_s * factor)))
-    made = [(lap * span_s + a) * factor for lap in range(laps) for a in sorted(arrivals_s)]
-    return tuple(t for t in made if t < duration_s)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
-    service: str
-    origin: str
-    sent_at: float  # seconds since the load began, as scheduled
-    latency_ms: float
-    outcome: str  # one of OUTCOMES
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceWindow:
-    """One service in one window, by the instant requests were sent."""
-
-    service: str
-    starts_at: float  # seconds since the load began
-    offered: int
-    on_time: int
-    slo_attainment: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceSummary:
-    service: str
-    offered: int
-    outcomes: dict[str, int]
-    slo_attainment: float  # on time / offered; 1 where nothing was offered
-    goodput_per_s: float
-    latency_p50_ms: float  # of those answered
-    latency_p95_ms: float
-    latency_p99_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadReport:
-    """What clients saw."""
-
-    started_at: float  # Unix time
-    duration_s: float
-    records: tuple[RequestRecord, ...] = field(repr=False)
-
-    def between(self, start_s: float, end_s: float) -> LoadReport:
-        """Only what was sent in [start_s, end_s): before, during and after a change."""
-        kept = tuple(r for r in self.records if start_s <= r.sent_at < end_s)
-        return LoadReport(started_at=self.started_at, duration_s=max(0.0, end_s - start_s), records=kept)
-
-    def windows(self, *, window_s: float = 1.0) -> tuple[ServiceWindow, ...]:
-        counts: dict[tuple[str, int], list[int]] = {}
-        for r in self.records:
-            row = counts.setdefault((r.service, int(r.sent_at // window_s)), [0, 0])
-            row[0] += 1
-            row[1] += r.outcome == "on_time"
-        return tuple(
-            ServiceWindow(service=s, starts_at=i * window_s, offered=n, on_time=k, slo_attainment=k / n)
-            for (s, i), (n, k) in sorted(counts.items())
-        )
-
-    def services(self) -> tuple[ServiceSummary, ...]:
-        return tuple(self._summary(name) for name in sorted({r.service for r in self.records}))
-
-    @property
-    def slo_attainment(self) -> float:
-        return sum(r.outcome == "on_time" for r in self.records) / len(self.records) if self.records else 1.0
-
-    @property
-    def goodput_per_s(self) -> float:
-        """Requests and frames on time per second, over all services."""
-        on_time = sum(r.outcome == "on_time" for r in self.records)
-        return on_time / self.duration_s if self.duration_s > 0 else 0.0
-
-    def _summary(self, service: str) -> ServiceSummary:
-        mine = [r for r in self.records if r.service == service]
-        answered = [r.latency_ms for r in mine if r.outcome in ("on_time", "late")]
-        outcomes = {o: sum(r.outcome == o for r in mine) for o in OUTCOMES}
-        p50, p95, p99 = (float(p) for p in np.percentile(answered, [50, 95, 99])) if answered else (0.0, 0.0, 0.0)
-        return ServiceSummary(
-            service=service,
-            offered=len(mine),
-            outcomes=outcomes,
-            slo_attainment=outcomes["on_time"] / len(mine) if mine else 1.0,
-            goodput_per_s=outcomes["on_time"] / self.duration_s if self.duration_s > 0 else 0.0,
-            latency_p50_ms=p50,
-            latency_p95_ms=p95,
-            latency_p99_ms=p99,
-        )
-
-    def to_dict(self, *, records: bool = False) -> dict[str, Any]:
-        made: dict[str, Any] = {
-            "started_at": self.started_at,
-            "duration_s": self.duration_s,
-            "slo_attainment": self.slo_attainment,
-            "goodput_per_s": self.goodput_per_s,
-            "services": [asdict(s) for s in self.services()],
-            "windows": [asdict(w) for w in self.windows()],
-        }
-        if records:
-            made["records"] = [asdict(r) for r in self.records]
-        return made
-
-    def to_json(self, *, records: bool = False) -> str:
-        return json.dumps(self.to_dict(records=records), indent=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

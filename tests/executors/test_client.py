@@ -26,6 +26,18 @@ def test_nobody_listening_is_unreachable():
         fleet.retire("127.0.0.1:1", ("g",), Fence(epoch=1, generation=1), deadline_s=2)
 
 
+def test_who_does_not_answer_a_drain_is_named_not_where_it_was_sought():
+    with GrpcFleet() as fleet, pytest.raises(ExecutorUnreachable, match="executor of shop-a did not answer"):
+        fleet.drain("127.0.0.1:1", exit_process=False, deadline_s=2, server="shop-a")
+
+
+def test_a_server_once_named_at_an_address_is_named_in_every_later_error():
+    with GrpcFleet() as fleet:
+        assert "executor of shop-a did not answer" in fleet.observe({"shop-a": "127.0.0.1:1"}).down["shop-a"]
+        with pytest.raises(ExecutorUnreachable, match="executor of shop-a did not answer"):
+            fleet.retire("127.0.0.1:1", ("g",), Fence(epoch=1, generation=1), deadline_s=2)
+
+
 def test_an_empty_fleet_is_observed_at_once():
     with GrpcFleet() as fleet:
         assert fleet.observe({}).executors == {}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from epara_executors.client import GrpcFleet
-from epara_executors.load import LoadGenerator, LoadRun, LoadSpec
+from epara_executors.load import LoadGenerator, LoadRun
+from epara_executors.load_spec import LoadSpec
 from epara_executors.local import LocalExecutor
 
 from epara_opt.control.clock import SystemClock

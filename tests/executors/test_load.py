@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from epara_executors.load import LoadGenerator, LoadProgress, LoadReport, LoadRun, LoadSpec, read_trace, scaled
+from epara_executors.load import LoadGenerator, LoadProgress, LoadRun
+from epara_executors.load_report import LoadReport
+from epara_executors.load_spec import LoadSpec
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.open_inference_pb2_grpc import (
     GRPCInferenceServiceServicer,
@@ -150,16 +151,6 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
 def test_gamma_arrivals_have_the_wanted_rate() -> None:
     made = spec("x:1", rate_per_s=100.0, burstiness_cv=2.0).schedule(200.0, np.random.default_rng(3))
     assert len(made) == pytest.approx(20_000, rel=0.1)
-
-
-def test_a_trace_is_scaled_to_a_rate_and_repeated(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text("# source\narrival_s,tokens\n0.0,1\n1.0,2\n3.0,3\n")
-    arrivals = read_trace(path)
-    assert arrivals == (0.0, 1.0, 3.0)
-    assert len(scaled(arrivals, rate_per_s=10.0, duration_s=30.0)) == pytest.approx(300, rel=0.02)
-    with pytest.raises(InputError, match="expected a trace with this column"):
-        read_trace(path, column="when")
 
 
 def test_a_run_on_a_thread_can_be_watched_and_stopped(serve: Callable[..., Served]) -> None:

@@ -273,16 +273,23 @@ def test_a_solver_that_is_not_installed_is_refused_and_the_usable_ones_are_liste
     assert done.code == NO_PLAN
     message = done.json["error"]["message"]
     assert "ortools is not installed (pip install 'epara-opt[planner]')" in message
-    assert message.split("Usable here:")[1].strip() == "greedy, greedy-density."
+    assert message.split("Usable here:")[1].strip() == "columns, greedy, greedy-density."
     assert not (epara.folder / "plan.json").exists()
 
 
-def test_without_any_solver_auto_plans_greedily_and_says_so(epara, edge, without_solvers):
+def test_without_any_solver_auto_plans_with_the_engine_of_our_own_and_proves_it(epara, edge, without_solvers):
     edge()
     done = epara("plan", "edge.yaml", "--json", env=without_solvers)
     assert done.code == 0
+    assert (done.json["solver"], done.json["stop"]) == ("columns", "optimal")
+    assert done.json["dual_bound"] == pytest.approx(done.json["objective"])
+
+
+def test_without_any_solver_a_greedy_plan_claims_no_bound(epara, edge, without_solvers):
+    edge()
+    done = epara("plan", "edge.yaml", "--solver", "greedy", "--json", env=without_solvers)
+    assert done.code == 0
     assert (done.json["solver"], done.json["stop"], done.json["dual_bound"]) == ("greedy", "heuristic", None)
-    assert any("no exact solver" in note for note in done.json["notes"])
 
 
 # Plans
@@ -394,6 +401,28 @@ def test_a_port_that_is_taken_is_named(epara):
     assert done.code == EXECUTORS
     assert f"cannot listen on {address}: the address is in use or not ours" in done.err
     assert done.out == ""
+
+
+def test_an_executor_without_its_folder_of_models_does_not_start(epara):
+    done = epara("executor", "--server", "shop-a", "--listen", "127.0.0.1:0", "--model-root", "nowhere")
+    assert done.code == BAD_INPUT
+    assert "model_root: expected a folder, local model sources are relative to it, got nowhere" in done.err
+    assert done.out == ""
+
+
+def test_a_state_directory_that_cannot_be_made_is_named(epara):
+    (epara.folder / "state").write_text("a file")
+    done = epara("executor", "--server", "shop-a", "--listen", "127.0.0.1:0", "--state-dir", "state")
+    assert done.code == EXECUTORS
+    assert "state directory state/shop-a: expected a folder that can be made: Not a directory" in done.err
+    assert done.out == ""
+
+
+def test_who_cannot_be_drained_is_named(epara, addressed):
+    addressed({s: f"127.0.0.1:{free_port()}" for s in ("shop-a", "shop-b")})
+    done = epara("drain", "edge.yaml", "shop-b", "--timeout", "1", "--json")
+    assert done.code == EXECUTORS
+    assert "executor of shop-b did not answer" in done.json["error"]["message"]
 
 
 def test_an_executor_of_an_unknown_server_does_not_start(epara, edge):

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from epara_executors.client import GrpcFleet
 from epara_executors.infer_client import InferClient
-from epara_executors.load import LoadGenerator, LoadReport, LoadRun
+from epara_executors.load import LoadGenerator, LoadRun
+from epara_executors.load_report import LoadReport
 
 from epara_opt.cli.demo_edge import Planner, executors, start_executor
 from epara_opt.cli.load import load_specs

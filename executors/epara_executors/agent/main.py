@@ -4,7 +4,8 @@
 
 Prints one JSON line {"listening": "HOST:PORT", "pid": N} on stdout once clients may connect (port 0 lets the
 system choose). Health is NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new
-work, what is in flight ends, workers leave, exit 0. Exit 5: the address or the state directory is in use.
+work, what is in flight ends, workers leave, exit 0. Exit 2: bad arguments, a model root that is no folder. Exit 5:
+the address or the state directory is in use, or the state directory cannot be written.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ class AgentOptions:
 
 def run(options: AgentOptions) -> int:
     """Serve until told to leave. Returns the exit code; raises EparaError for what we foresaw."""
+    if not options.model_root.is_dir():
+        law = "expected a folder, local model sources are relative to it"
+        raise InputError(Violation(path="model_root", law=law, value=str(options.model_root)))
+    from epara_executors.agent.persistence import require_usable
+
+    require_usable(options.state_dir)
     _require_free(options.listen)
     # The fork server inherits this: without leave, no library may ask a hub for anything.
     if not options.allow_remote_hub:

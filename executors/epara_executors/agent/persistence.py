@@ -35,11 +35,21 @@ class Remembered:
 NOTHING = Remembered(seen=Fence(epoch=0, generation=0), committed=None, committed_fence=Fence(epoch=0, generation=0))
 
 
+def require_usable(directory: Path) -> None:
+    """Make the state directory if need be. Raises FleetError where nothing could be kept in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise FleetError(f"state directory {directory}: expected a folder that can be made: {e.strerror}") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise FleetError(f"state directory {directory}: expected a writable folder: no permission")
+
+
 class CommittedStore:
     """One executor's memory in its state directory, which it locks against a second executor."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        require_usable(directory)
         self._path = directory / "committed.json"
         self._lock: IO[str] = (directory / "lock").open("w")
         try:
