@@ -48,8 +48,9 @@ def run(
     from epara_solvers.registry import make_planner
 
     from epara_opt.control.clock import SystemClock
-    from epara_opt.control.cycle import ControlCycle, CycleSettings
+    from epara_opt.control.cycle import ControlCycle
     from epara_opt.control.events import EventKind
+    from epara_opt.control.settings import CycleSettings
     from epara_opt.control.store import Store
     from epara_opt.topology import load_topology
 

@@ -89,10 +89,10 @@ def apply(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from epara_opt.cli.planning import check_same_edge, read_plan
-    from epara_opt.control.apply import Progress as Step
     from epara_opt.control.apply import apply as bring
     from epara_opt.control.ports import Fence
     from epara_opt.control.running import look
+    from epara_opt.control.transaction import Progress as Step
     from epara_opt.control.transition import same_content
     from epara_opt.errors import StaleFence
     from epara_opt.topology import load_topology

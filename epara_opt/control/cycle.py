@@ -9,73 +9,36 @@ force stays and the next cycle tries again. Two things end the loop: a stop, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from epara_opt.control.apply import COMMIT_DEADLINE_S, Applied, PartlyApplied, Progress, apply
+from epara_opt.control.apply import Applied, apply
+from epara_opt.control.choose import Choice, Chooser
 from epara_opt.control.deploy import commit_spec
-from epara_opt.control.diff import actions, compare
+from epara_opt.control.diff import compare
 from epara_opt.control.events import CycleEvent, EventKind
-from epara_opt.control.forecast import Forecaster, ForecastSettings
+from epara_opt.control.forecast import Forecaster
 from epara_opt.control.ports import Clock, CommitSpec, ExecutorState, Fence, Fleet, FleetState, Planner
-from epara_opt.control.regroup import regrouped
-from epara_opt.control.reroute import SOLVER, rerouted
+from epara_opt.control.reroute import SOLVER
 from epara_opt.control.routing import standing
 from epara_opt.control.running import Running, addresses, reconcile
+from epara_opt.control.seen import GoodputSeen
+from epara_opt.control.settings import CycleSettings
 from epara_opt.control.store import CycleRecord, Store
-from epara_opt.control.transition import same_content, stages
+from epara_opt.control.transaction import COMMIT_DEADLINE_S, PartlyApplied, Progress
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import (
     EparaError,
     ExecutorUnreachable,
     FleetError,
-    InputError,
-    PlanRejected,
     StaleFence,
     StoreError,
-    Violation,
 )
-from epara_opt.plan import ActionKind, Plan
-from epara_opt.problem import PlacementProblem, PlanningRules, build_problem
-from epara_opt.verify import verify
+from epara_opt.plan import Plan
+from epara_opt.problem import build_problem
 
 FORECASTER_STATE = "forecaster"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CycleSettings:
-    every_s: float = 30.0  # between the starts of two scheduled cycles
-    time_limit_s: float = 10.0  # for the planner
-    observe_every_s: float = 1.0  # between cycles, to see servers go and come
-    confirm_down: int = 2  # observations in a row that must fail before a server counts as down
-    apply_deadline_s: float = 120.0  # for a whole change, model loading included
-    min_gain: float = 0.01  # of the objective: a change of replicas must gain more than this, beyond its price
-    max_parallel: int = 16  # executors called at the same time
-    rules: PlanningRules = field(default_factory=PlanningRules)
-    forecast: ForecastSettings = field(default_factory=ForecastSettings)
-
-    def __post_init__(self) -> None:
-        for key in ("every_s", "time_limit_s", "observe_every_s", "apply_deadline_s"):
-            value = getattr(self, key)
-            if not value > 0:
-                raise InputError(Violation(path=f"cycle.{key}", law="expected > 0", value=str(value)))
-        for key in ("confirm_down", "max_parallel"):
-            value = getattr(self, key)
-            if value < 1:
-                raise InputError(Violation(path=f"cycle.{key}", law="expected >= 1", value=str(value)))
-        if not self.min_gain >= 0:
-            raise InputError(Violation(path="cycle.min_gain", law="expected >= 0", value=str(self.min_gain)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What to bring into force, and why. `plan` None: nothing."""
-
-    plan: Plan | None
-    outcome: str  # applied | rerouted | kept
-    planned: Plan | None = None  # what the planner made, for the record
-    error: str = ""  # of the planner, where its plan could not be had
 
 
 class ControlCycle:
@@ -95,12 +58,12 @@ class ControlCycle:
     ) -> None:
         self._topology = topology
         self._catalogue = catalogue
-        self._planner = planner
         self._fleet = fleet
         self._store = store
         self._clock = clock
         self._settings = settings or CycleSettings()
         self._on_event = on_event
+        self._chooser = Chooser(topology, catalogue, planner, self._settings, tell=self._tell)
         self._forecaster = Forecaster(topology, self._settings.forecast)
         self._addresses = addresses(topology)
         self._epoch = 0
@@ -111,8 +74,8 @@ class ControlCycle:
         self._unsettled: set[str] = set()  # servers that may not serve the plan in force: commit there again
         self._state = FleetState()
         self._plan_of: dict[str, tuple[str, int, int]] = {}  # server: incarnation, generation, checked against
-        self._seen: dict[str, tuple[str, float, float]] = {}  # server: incarnation, arrived, on time, at the last cycle
-        self._seen_at = self._observed_at = clock.monotonic()
+        self._observed_at = clock.monotonic()
+        self._goodput = GoodputSeen(topology, at=self._observed_at)
         self._strays: dict[str, tuple[str, ...]] = {}
         self._hurry = False  # a call found a server down: plan again at once
 
@@ -193,7 +156,13 @@ class ControlCycle:
                 in_force=self._standing(),
                 down=self.down,
             )
-            choice = self._choose(problem)
+            choice = self._chooser.choose(
+                problem,
+                self._in_force,
+                generation=self._store.next_generation(at_least=self._highest_generation),
+                down=self.down,
+                unsettled=frozenset(self._unsettled - self._down.keys()),
+            )
             error = choice.error
             if choice.plan is not None:
                 applied = self._apply(choice.plan)
@@ -229,94 +198,6 @@ class ControlCycle:
             full = self._fleet.observe(self._addresses, with_plan=True)
             self._take_in(reconcile(self._in_force, full, self._topology), full)
         return tuple(changed)
-
-    # Choosing
-
-    def _choose(self, problem: PlacementProblem) -> Choice:
-        """The planner's plan, the plan in force with other routes, or nothing."""
-        generation = self._store.next_generation(at_least=self._highest_generation)
-        standing_plan = self._standing()
-        planned, error = self._planned(problem, generation, standing_plan)
-        if standing_plan is None:
-            if planned is None:
-                self._tell(EventKind.FAILED, error)
-            return Choice(plan=planned, outcome="applied" if planned else "failed", planned=planned, error=error)
-        bound = planned.dual_bound if planned else None
-        as_is = rerouted(standing_plan, problem, generation=generation, dual_bound=bound, fill=False)
-        adapted = rerouted(standing_plan, problem, generation=generation, dual_bound=bound)
-        usable = self._passes(adapted, problem)
-        keep_value = adapted.objective if usable else 0.0
-        if planned is not None and self._worth(planned, standing_plan, keep_value, problem):
-            return Choice(plan=planned, outcome="applied", planned=planned)
-        unsettled = self._unsettled - self._down.keys()
-        touched = bool(unsettled) or standing_plan is not self._in_force
-        gains = adapted.objective > as_is.objective * (1.0 + self._settings.min_gain) + 1e-9
-        if usable and (touched or gains):
-            return Choice(plan=adapted, outcome="rerouted", planned=planned, error=error)
-        if touched:  # not worth a new plan, not checkable as it is: say again what is in force
-            return Choice(
-                plan=replace(standing_plan, generation=generation), outcome="rerouted", planned=planned, error=error
-            )
-        outcome = "kept" if planned is not None else "failed"
-        self._tell(
-            EventKind.KEPT,
-            f"plan {standing_plan.generation} stays: worth {keep_value:.6g}"
-            + (f", a new one {planned.objective:.6g}" if planned else f"; {error}"),
-            generation=standing_plan.generation,
-        )
-        return Choice(plan=None, outcome=outcome, planned=planned, error=error)
-
-    def _planned(
-        self, problem: PlacementProblem, generation: int, standing_plan: Plan | None
-    ) -> tuple[Plan | None, str]:
-        """The planner's plan once checked, or why there is none."""
-        self._tell(EventKind.PLANNING, f"{self._planner.name}: {len(problem.demand)} demands", generation=generation)
-        try:
-            plan = self._planner.plan(
-                problem, generation=generation, time_limit_s=self._settings.time_limit_s, in_force=standing_plan
-            )
-            plan = regrouped(plan, standing_plan, problem)
-            plan = plan.with_actions(actions(standing_plan, plan, self._topology, self._catalogue, down=self.down))
-            verify(plan, self._topology, self._catalogue, problem=problem)
-        except FleetError:
-            raise
-        except EparaError as e:
-            return None, f"{self._planner.name}: {e}"
-        except (OSError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as e:
-            # The boundary to planners and vendors: a full disk or a bug of theirs costs this cycle, not the loop.
-            return None, f"{self._planner.name} failed: {type(e).__name__}: {e}"
-        self._tell(
-            EventKind.PLANNED,
-            f"plan {generation}: objective {plan.objective:.6g}, {plan.stop.value}",
-            generation=generation,
-            objective=plan.objective,
-            dual_bound=plan.dual_bound,
-            gap=plan.gap,
-            stop=plan.stop.value,
-            solver=plan.solver,
-        )
-        return plan, ""
-
-    def _passes(self, plan: Plan, problem: PlacementProblem) -> bool:
-        try:
-            verify(plan, self._topology, self._catalogue, problem=problem)
-        except PlanRejected:
-            return False
-        return True
-
-    def _worth(self, plan: Plan, standing_plan: Plan, keep_value: float, problem: PlacementProblem) -> bool:
-        """Better than what stands by `min_gain`, after the price of loading (in the objective) and of making room."""
-        if same_content(standing_plan, plan):
-            return False
-        steps = stages(standing_plan, plan, self._topology, self._catalogue, down=self.down)
-        lost = 0.0
-        for step in steps:
-            if step.kind is ActionKind.COMMIT and step.target is not plan:
-                between = rerouted(step.target, problem, generation=plan.generation)
-                lost = max(0.0, keep_value - between.predicted.goodput)
-        loading_s = max((r.load_s for r in plan.replicas), default=0.0)
-        price = lost * min(1.0, loading_s / self._settings.rules.horizon_s)
-        return plan.objective - price > keep_value * (1.0 + self._settings.min_gain) + 1e-9
 
     # Acting
 
@@ -503,7 +384,7 @@ class ControlCycle:
         demand_of: tuple[Any, ...],
         error: str,
     ) -> CycleRecord:
-        offered_seen, goodput_seen = self._goodput_seen()
+        offered_seen, goodput_seen = self._goodput.since(self._state, at=self._observed_at)
         planned = choice.plan or choice.planned
         record = CycleRecord(
             started_at=started_at,
@@ -532,24 +413,3 @@ class ControlCycle:
             EventKind.RECORDED, f"cycle {record.outcome} in {record.wall_s:.2f} s", outcome=record.outcome, error=error
         )
         return record
-
-    def _goodput_seen(self) -> tuple[float, float]:
-        """(arrived, on time) since the last cycle, weighted work per second, over executors that answered."""
-        arrived = on_time = 0.0
-        for name, e in self._state.executors.items():
-            worth = {s.name: s.weight / s.events_per_work for s in self._topology.services.values()}
-            known = [s for s in e.services if s.service in worth]
-            total = (
-                sum(worth[s.service] * s.arrived for s in known),
-                sum(worth[s.service] * s.on_time for s in known),
-            )
-            before = self._seen.get(name)
-            if before is not None and before[0] == e.incarnation:
-                arrived += total[0] - before[1]
-                on_time += total[1] - before[2]
-            self._seen[name] = (e.incarnation, *total)
-        elapsed_s = self._observed_at - self._seen_at
-        self._seen_at = self._observed_at
-        if elapsed_s <= 0:
-            return 0.0, 0.0
-        return arrived / elapsed_s, on_time / elapsed_s

@@ -12,8 +12,9 @@ from epara_executors.load_spec import LoadSpec
 from epara_executors.local import LocalExecutor
 
 from epara_opt.control.clock import SystemClock
-from epara_opt.control.cycle import ControlCycle, CycleSettings
+from epara_opt.control.cycle import ControlCycle
 from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
+from epara_opt.control.settings import CycleSettings
 from epara_opt.control.store import Store
 from epara_opt.domain.topology import DeviceKind, Topology
 

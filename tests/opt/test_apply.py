@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from epara_opt.control.apply import Applied, PartlyApplied, Progress, apply
+from epara_opt.control.apply import Applied, apply
 from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
 from epara_opt.control.fakes import FakeFleet
 from epara_opt.control.ports import Fence
+from epara_opt.control.transaction import PartlyApplied, Progress
 from epara_opt.control.transition import stages
 from epara_opt.domain.service import Demand
 from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, InputError, StaleFence

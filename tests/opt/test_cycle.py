@@ -7,13 +7,16 @@ from random import Random
 
 import pytest
 
-from epara_opt.control.cycle import ControlCycle, CycleSettings
+from epara_opt.control.cycle import ControlCycle
 from epara_opt.control.events import CycleEvent, EventKind
 from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
 from epara_opt.control.fakes import FakeClock, FakeFleet, ScriptedPlanner
 from epara_opt.control.ports import Planner
+from epara_opt.control.settings import CycleSettings
 from epara_opt.control.store import Store
 from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, NoPlanError, StaleFence
+from epara_opt.plan import Plan
+from epara_opt.problem import PlacementProblem
 
 TOPOLOGY, CATALOGUE = small_edge()
 SETTINGS = CycleSettings(max_parallel=1)
@@ -164,13 +167,27 @@ def test_the_loop_replans_at_once_when_a_server_goes_down(edge: Edge) -> None:
     assert edge.store.history()[1].started_at - edge.store.history()[0].started_at < 10.0
 
 
+class Replaceable:
+    """A planner that another may take the place of between two cycles."""
+
+    name = "replaceable"
+
+    def __init__(self, behind: Planner) -> None:
+        self.behind = behind
+
+    def plan(
+        self, problem: PlacementProblem, *, generation: int, time_limit_s: float, in_force: Plan | None = None
+    ) -> Plan:
+        return self.behind.plan(problem, generation=generation, time_limit_s=time_limit_s, in_force=in_force)
+
+
 @pytest.mark.parametrize("failure", [NoPlanError("no incumbent"), OSError(28, "no incumbent: disk full")])
 def test_a_planner_that_fails_keeps_the_plan_in_force_and_is_asked_again(tmp_path: Path, failure: Exception) -> None:
-    good = FirstFitPlanner()
-    edge = Edge(tmp_path / "planner.db", planner=good)
+    planner = Replaceable(FirstFitPlanner())
+    edge = Edge(tmp_path / "planner.db", planner=planner)
     edge.step()
     live = edge.live()
-    edge.cycle._planner = ScriptedPlanner([failure])  # pyright: ignore[reportPrivateUsage]
+    planner.behind = ScriptedPlanner([failure])
     assert edge.step() == "failed"
     assert edge.live() == live
     assert "no incumbent" in edge.store.history()[-1].error

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from epara_opt.control.apply import nothing
 from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
 from epara_opt.control.store import CycleRecord, Store
+from epara_opt.control.transaction import nothing
 from epara_opt.errors import StoreError
 from epara_opt.plan import Plan
 from epara_opt.problem import build_problem

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from epara_opt.control.apply import PartlyApplied, apply
+from epara_opt.control.apply import apply
 from epara_opt.control.fake_planner import small_edge
 from epara_opt.control.fakes import FakeFleet
 from epara_opt.control.ports import Fence
@@ -16,6 +16,7 @@ from epara_opt.control.regroup import regrouped
 from epara_opt.control.reroute import complete
 from epara_opt.control.routing import RouteBook
 from epara_opt.control.running import addresses, reconcile
+from epara_opt.control.transaction import PartlyApplied
 from epara_opt.control.transition import Stage, stages
 from epara_opt.domain.profile import ProfileCatalogue, ProfileRow
 from epara_opt.domain.service import Demand

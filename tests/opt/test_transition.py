@@ -7,12 +7,13 @@ from random import Random
 
 import pytest
 
-from epara_opt.control.apply import PartlyApplied, apply
+from epara_opt.control.apply import apply
 from epara_opt.control.fake_planner import small_edge
 from epara_opt.control.fakes import FakeFleet
 from epara_opt.control.ports import Fence
 from epara_opt.control.reroute import complete
 from epara_opt.control.routing import RouteBook
+from epara_opt.control.transaction import PartlyApplied
 from epara_opt.control.transition import stages
 from epara_opt.domain.profile import ProfileCatalogue, ProfileRow
 from epara_opt.domain.service import Demand

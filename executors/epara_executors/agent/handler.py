@@ -3,9 +3,6 @@
 One request's life: `infer` opens a ticket (checked inputs, deadline), `_choose` names a target by the shared
 policies, `_serve` runs it there. A target that is lost (worker died, peer gone or full) is not tried again, and the
 next is chosen while the deadline allows. Requests that entered here are counted here, once, whatever happens.
-
-Deadlines. due_at is the objective: the service's deadline, or the client's `timeout`, or what the sender left, and
-never past the gRPC deadline; admission and order go by it. hard_at is when the call ends for certain.
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import grpc
 
@@ -24,17 +21,14 @@ from epara_executors.agent.decode import (
     inputs_of,
     integer,
     outputs_of,
-    parameters_of,
     response_of,
-    rows_of,
 )
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.group import DeviceGroup, WorkerLost
 from epara_executors.agent.peers import Peer, PeerLost, Peers
-from epara_executors.agent.replica import GENERATION, Replica
+from epara_executors.agent.replica import Replica
 from epara_executors.agent.requests import (
     Answer,
-    BadRequest,
     Job,
     Passport,
     Refusal,
@@ -47,46 +41,16 @@ from epara_executors.agent.requests import (
     refusal_of,
 )
 from epara_executors.agent.routing_table import ServiceRouting
+from epara_executors.agent.ticket import OnResponse, Ticket, open_ticket
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.tensors import join_bytes
 from epara_executors.worker.frames import Tensor
 from epara_opt.policy.admission import admits
 from epara_opt.policy.offload import MAX_HOPS, SYNC_EVERY_S, choose_peer
 
-DEFAULT_DEADLINE_MS = 60_000.0  # of a service whose objective is not known here yet
-MIN_GRACE_S = 1.0  # how long past the objective a started request may still end, unless the client says
 MAX_TRIES = 4
 MAX_UNKNOWN = 1024  # services counted, those of the plan included
 MAX_NAME = 256  # characters of a service's name that is worth counting
-DEFAULT_MAX_TOKENS = 16
-
-OnResponse = Callable[[oip.ModelInferResponse], None]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Ticket:
-    """One request on its way through this executor. Instants of the event loop's clock."""
-
-    request: oip.ModelInferRequest
-    passport: Passport
-    routing: ServiceRouting
-    params: Mapping[str, Scalar]
-    arrived_at: float
-    due_at: float
-    hard_at: float
-    slo_ms: float  # 0: not known
-    fps: float
-    stream: str
-    tensors: list[Tensor] | None  # checked inputs; None where no host here can check them
-    rows: int
-    on_response: OnResponse | None
-    num_responses: int = 0
-    tried: set[str] = field(default_factory=set[str])
-
-    def emit(self, response: oip.ModelInferResponse) -> None:
-        if self.on_response is not None:
-            self.num_responses += 1
-            self.on_response(response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +86,14 @@ class RequestHandler:
         With on_response (a stream), every response goes there as it comes, and None is returned.
         """
         try:
-            ticket = self._open(request, passport, call_remaining_s, on_response)
+            ticket = open_ticket(
+                request,
+                passport,
+                executor=self._executor,
+                peers=self._peers,
+                call_remaining_s=call_remaining_s,
+                on_response=on_response,
+            )
         except UnknownService:
             if passport.is_entry:
                 self._count_unknown(request.model_name)
@@ -155,82 +126,7 @@ class RequestHandler:
             counters.arrived += 1
             counters.failed += 1
 
-    def _open(
-        self,
-        request: oip.ModelInferRequest,
-        passport: Passport,
-        call_remaining_s: float | None,
-        on_response: OnResponse | None,
-    ) -> _Ticket:
-        """Check the request and set its deadlines."""
-        model = request.model_name
-        routing = self._executor.routing.get(model)
-        if routing is None:
-            known = ", ".join(sorted(self._executor.routing)) or "none"
-            raise UnknownService(f"model {model!r} is not known here; known: {known}")
-        if self._executor.draining:
-            raise Unavailable(f"executor {self._executor.server} is draining")
-        if request.model_version not in ("", "1"):
-            raise UnknownService(f"model {model!r}: expected version 1, got {request.model_version}")
-        spec = next((r.spec for _, r in routing.hosted.values()), None)
-        deadline_ms, fps, tpot_ms = self._objective(routing)
-        # A service that only others host is checked there; its parameters are anything that could be right.
-        params = parameters_of(request, generates=spec is None or spec.task == GENERATION)
-        if params.get("stream") is True and on_response is None:
-            raise BadRequest(f"{model}: parameter 'stream': expected a ModelStreamInfer call for token streams")
-        tensors: list[Tensor] | None = None
-        rows = 1
-        for _, replica in routing.hosted.values():
-            if replica.loaded is not None:
-                tensors = inputs_of(request, replica.loaded.inputs)
-                if not replica.generates:
-                    rows = rows_of(model, tensors, replica.loaded.inputs, max_rows=_max_rows(routing))
-                break
-        stream = params.get("stream", "")
-        now = asyncio.get_running_loop().time()
-        timeout_us = integer(params, "timeout", default=0, model=model)
-        usual_tokens = spec.output_tokens if spec is not None and spec.output_tokens else DEFAULT_MAX_TOKENS
-        tokens = integer(params, "max_tokens", default=usual_tokens, model=model)
-        pace_ms = tpot_ms * tokens
-        objective_ms = deadline_ms or DEFAULT_DEADLINE_MS
-        if passport.remaining_ms is not None:
-            objective_ms = passport.remaining_ms
-        if timeout_us:
-            objective_ms = timeout_us / 1000.0
-        due_at = now + objective_ms / 1000.0
-        hard_at = due_at + pace_ms / 1000.0
-        if not timeout_us:
-            hard_at += max(MIN_GRACE_S, objective_ms / 1000.0)
-        if call_remaining_s is not None:
-            hard_at = min(hard_at if timeout_us else math.inf, now + call_remaining_s)
-            due_at = min(due_at, hard_at)
-        return _Ticket(
-            request=request,
-            passport=passport,
-            routing=routing,
-            params=params,
-            arrived_at=now,
-            due_at=due_at,
-            hard_at=hard_at,
-            slo_ms=deadline_ms + pace_ms if deadline_ms else 0.0,
-            fps=fps,
-            stream=stream if isinstance(stream, str) else "",
-            tensors=tensors,
-            rows=rows,
-            on_response=on_response,
-        )
-
-    def _objective(self, routing: ServiceRouting) -> tuple[float, float, float]:
-        """(deadline_ms, fps, tpot_ms) of a service: from a replica here, else as a peer told; zeros until then."""
-        for _, replica in routing.hosted.values():
-            return replica.spec.deadline_ms, replica.spec.fps, replica.spec.tpot_ms
-        for server in routing.peers:
-            peer = self._peers.get(server)
-            if peer is not None and (said := peer.idle.get(routing.service)) is not None:
-                return said.deadline_ms, said.fps, said.tpot_ms
-        return 0.0, 0.0, 0.0
-
-    async def _try_targets(self, ticket: _Ticket, counters: ServiceCounters) -> oip.ModelInferResponse | None:
+    async def _try_targets(self, ticket: Ticket, counters: ServiceCounters) -> oip.ModelInferResponse | None:
         """Serve at the best target; when that is lost, at the next, while the deadline allows."""
         loop = asyncio.get_running_loop()
         last: Exception | None = None
@@ -263,7 +159,7 @@ class RequestHandler:
             raise Unavailable(f"{ticket.routing.service}: {last}; nothing else can serve it in time")
         raise self._shed(ticket)
 
-    def _shed(self, ticket: _Ticket) -> Refusal:
+    def _shed(self, ticket: Ticket) -> Refusal:
         """Refuse at once, and say when a retry makes sense."""
         now = asyncio.get_running_loop().time()
         routing = ticket.routing
@@ -282,7 +178,7 @@ class RequestHandler:
 
     # Choice
 
-    def _choose(self, ticket: _Ticket) -> _Here | _There | None:
+    def _choose(self, ticket: Ticket) -> _Here | _There | None:
         """The plan's routes first (for what enters here), then whatever here is on time, then a peer that is."""
         now = asyncio.get_running_loop().time()
         routing = ticket.routing
@@ -346,7 +242,7 @@ class RequestHandler:
 
     # Service
 
-    async def _serve_here(self, target: _Here, ticket: _Ticket) -> oip.ModelInferResponse | None:
+    async def _serve_here(self, target: _Here, ticket: Ticket) -> oip.ModelInferResponse | None:
         loaded = target.replica.loaded
         if loaded is None:
             raise WorkerLost("the replica is not loaded")
@@ -385,7 +281,7 @@ class RequestHandler:
             return None
         return response
 
-    async def _serve_there(self, target: _There, ticket: _Ticket) -> oip.ModelInferResponse | None:
+    async def _serve_there(self, target: _There, ticket: Ticket) -> oip.ModelInferResponse | None:
         now = asyncio.get_running_loop().time()
         remaining_ms = 1000.0 * (ticket.due_at - now) - target.network_ms
         refused_by = tuple(s for s in sorted(ticket.tried & ticket.routing.peers.keys()) if s != target.peer.server)
@@ -414,10 +310,6 @@ async def _answered(job: Job, target: _Here) -> Answer:
     finally:
         if job.answer.cancelled() or not job.answer.done():
             target.group.withdraw(target.replica, job)
-
-
-def _max_rows(routing: ServiceRouting) -> int:
-    return max(r.rule.max_rows for _, r in routing.hosted.values())
 
 
 def _token_response(request: oip.ModelInferRequest, token: Token) -> oip.ModelInferResponse:
