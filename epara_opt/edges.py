@@ -64,25 +64,39 @@ class EdgeTable:
         return len(self.server)
 
     @cached_property
-    def _key(self) -> IntArray:
-        """(E,) rising: server and service in one number."""
-        return self.server.astype(np.int64) * len(self.services) + self.service
+    def by_demand(self) -> tuple[IntArray, IntArray]:
+        """Edges (E,) by demand and then server, and where each demand's begin there (demands + 1,)."""
+        order = np.lexsort((self.server, self.demand))
+        return order, np.searchsorted(self.demand[order], np.arange(len(self.origins) + 1))
 
     @cached_property
-    def _places(self) -> tuple[dict[str, int], dict[str, int]]:
-        return {n: i for i, n in enumerate(self.servers)}, {n: i for i, n in enumerate(self.services)}
+    def _sorted_keys(self) -> IntArray:
+        """(E,) demand and server in one number, in the order of `by_demand`."""
+        order = self.by_demand[0]
+        return self.demand[order].astype(np.int64) * max(1, len(self.servers)) + self.server[order]
+
+    @cached_property
+    def _places(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+        """Indexes of servers by name, and of demands that have edges by (service, origin)."""
+        demands, first = np.unique(self.demand, return_index=True)
+        services = [self.services[s] for s in self.service[first].tolist()]
+        asked = [(s, self.origins[d]) for s, d in zip(services, demands.tolist(), strict=True)]
+        return {n: i for i, n in enumerate(self.servers)}, dict(zip(asked, demands.tolist(), strict=True))
 
     def find(self, service: str, origin: str, server: str) -> int:
         """Index of an edge; -1 where there is none."""
-        servers, services = self._places
-        if server not in servers or service not in services:
+        servers, demands = self._places
+        if server not in servers or (service, origin) not in demands:
             return -1
-        key = servers[server] * len(self.services) + services[service]
-        first, last = np.searchsorted(self._key, (key, key + 1))
-        for i in range(int(first), int(last)):
-            if self.origins[self.demand[i]] == origin:
-                return i
-        return -1
+        key = demands[service, origin] * max(1, len(self.servers)) + servers[server]
+        at = int(np.searchsorted(self._sorted_keys, key))
+        found = at < len(self) and int(self._sorted_keys[at]) == key
+        return int(self.by_demand[0][at]) if found else -1
+
+    def of_demand(self, demand: int) -> list[Edge]:
+        """The edges of one demand as objects, in the topology's order of servers."""
+        order, start = self.by_demand
+        return self.some(order[start[demand] : start[demand + 1]])
 
     def edge(self, index: int) -> Edge:
         """One edge as an object."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from epara_opt.domain.category import Category, Scale, categorize, is_timely
 from epara_opt.domain.performance import Performance, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Path, Topology
 from epara_opt.errors import InputError, PlanRejected
 from epara_opt.plan import ActionKind, Plan, Replica, relative_gap
@@ -41,6 +41,7 @@ def verify(
     check.demand()
     check.links()
     check.claims()
+    check.forecasts()
     check.actions()
     if check.found:
         raise PlanRejected(check.found)
@@ -64,6 +65,7 @@ class _Check:
     performances: dict[str, Performance] = field(default_factory=dict[str, Performance])  # by replica id, alone
     response_ms: dict[str, float] = field(default_factory=dict[str, float])  # by replica id, in company
     served: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    ways: dict[tuple[str, str], Path | None] = field(default_factory=dict[tuple[str, str], Path | None])
 
     def broken(self, path: str, law: str, value: object = "") -> None:
         self.found.append(f"{path}: {law}" + (f", got {value}" if value != "" else ""))
@@ -76,6 +78,12 @@ class _Check:
         residents = self.problem.residents if self.problem else ()
         self.residents: Mapping[str, Resident] = {r.group: r for r in residents}
         self.categories: dict[str, Category] = {}
+        self.down = self.problem.down if self.problem else frozenset[str]()
+        demand = self.topology.demand if self.problem is None else self.problem.demand
+        self.offered = {(d.service, d.origin): d.offered for d in demand if d.offered > 0}
+        self.asked_at: dict[str, list[tuple[str, float]]] = {}  # by service: origin, offered
+        for (service, origin), offered in self.offered.items():
+            self.asked_at.setdefault(service, []).append((origin, offered))
 
     def inputs(self) -> None:
         if self.plan.topology != self.topology.name:
@@ -148,9 +156,11 @@ class _Check:
                     if service.tpot_ms is not None:
                         law += f" and {service.tpot_ms:g} ms per token"
                     self.broken(path, law, f"{response_ms:.1f} ms, {tpot_ms:.1f} ms per token")
-                must_fill = self.problem is not None and service.is_stream and r.batch > 1
-                if must_fill and not fills_batch(service, r.config, self._streams_near(r, response_ms)):
+                if self.problem is not None and not self._fills_batch(r, service, response_ms):
                     self.broken(path, f"expected {r.batch} streams in reach to fill its batch")
+                address = self.topology.servers[r.server].address if r.server in self.topology.servers else None
+                if r.endpoint != (address or ""):
+                    self.broken(f"{path}.endpoint", f"expected {address or 'none'}", r.endpoint or "none")
                 if not _same(r.response_ms, response_ms):
                     self.broken(f"{path}.response_ms", f"expected {response_ms:.3f}", r.response_ms)
                 load_s = 0.0 if self._loaded(r) else alone[r.id].load_s
@@ -159,33 +169,32 @@ class _Check:
                 if r.memory_bytes != alone[r.id].memory_bytes:
                     self.broken(f"{path}.memory_bytes", f"expected {alone[r.id].memory_bytes}", r.memory_bytes)
 
-    def _streams_near(self, replica: Replica, response_ms: float) -> float:
-        """Demand whose route to this replica is fast enough."""
-        service = self.topology.services[replica.service]
-        num_bytes = service.request.input_bytes + service.request.output_bytes
+    def _fills_batch(self, replica: Replica, service: Service, response_ms: float) -> bool:
+        """Whether demand whose route to this replica is fast enough can fill its batch."""
         near = 0.0
-        for origin, offered in self.origins.get(replica.service, ()):
-            way = self.topology.around(origin, without=self._down).to(replica.server)
+        if fills_batch(service, replica.config, near):
+            return True
+        num_bytes = service.request.input_bytes + service.request.output_bytes
+        for origin, offered in self.asked_at.get(replica.service, ()):
+            way = self.topology.around(origin, without=self.down).to(replica.server)
             if way is not None:
                 network_ms = way.rtt_ms + 1000.0 * num_bytes / way.bandwidth_bytes_per_s  # 0 where no link is crossed
                 near += offered if not _exceeds(network_ms + response_ms, service.deadline_ms) else 0.0
-        return near
+            if fills_batch(service, replica.config, near):
+                return True
+        return False
 
     def _path(self, origin: str, server: str) -> Path | None:
         """Around the servers that were down when the problem was made."""
-        return self.topology.path(origin, server, without=self._down)
+        key = (origin, server)
+        if key not in self.ways:
+            self.ways[key] = self.topology.path(origin, server, without=self.down)
+        return self.ways[key]
 
-    @property
-    def _down(self) -> frozenset[str]:
-        return self.problem.down if self.problem else frozenset()
-
-    @cached_property
-    def origins(self) -> dict[str, list[tuple[str, float]]]:
-        """Service to where it is asked for, and how much."""
-        table: dict[str, list[tuple[str, float]]] = {}
-        for (service, origin), offered in self._offered().items():
-            table.setdefault(service, []).append((origin, offered))
-        return table
+    def _category(self, service: Service) -> Category:
+        if service.name not in self.categories:
+            self.categories[service.name] = categorize(service, self.topology, self.catalogue)
+        return self.categories[service.name]
 
     def _alone(self, r: Replica) -> Performance | None:
         path = f"replicas[{r.id}]"
@@ -198,8 +207,7 @@ class _Check:
             return None
         if r.frames > 1 and not service.is_stream:
             self.broken(path, "expected one frame per batch: not a stream", r.frames)
-        category = self.categories.get(service.name) or categorize(service, self.topology, self.catalogue)
-        self.categories[service.name] = category
+        category = self._category(service)
         if category.scale is Scale.SINGLE_DEVICE and r.tp * r.pp > 1:
             self.broken(path, f"expected one device: {category}", f"tp {r.tp}, pp {r.pp}")
         profile = self.catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
@@ -277,13 +285,9 @@ class _Check:
                 if _exceeds(asked, r.capacity):
                     self.broken(f"{path}.rate", f"expected at most its capacity {r.capacity:.6g}", f"{asked:.6g}")
 
-    def _offered(self) -> dict[tuple[str, str], float]:
-        demand = self.topology.demand if self.problem is None else self.problem.demand
-        return {(d.service, d.origin): d.offered for d in demand if d.offered > 0}
-
     def demand(self) -> None:
         """Served and unserved are together what is offered, at every origin."""
-        offered = self._offered()
+        offered = self.offered
         missed: dict[tuple[str, str], float] = {}
         for u in self.plan.unserved:
             key = (u.service, u.origin)
@@ -345,23 +349,66 @@ class _Check:
             self.broken("gap", f"expected {gap}", plan.gap)
         if not _same(plan.predicted.goodput, worth):
             self.broken("predicted.goodput", f"expected the routes' sum {worth:.6f}", plan.predicted.goodput)
-        offered = self._offered()
-        total = sum(services[name].weight * rate for (name, _), rate in offered.items() if name in services)
+        total = sum(services[name].weight * rate for (name, _), rate in self.offered.items() if name in services)
         self._attainment("predicted", plan.predicted.goodput, plan.predicted.offered, plan.predicted.slo_attainment)
         if not _same(plan.predicted.offered, total):
             self.broken("predicted.offered", f"expected {total:.6f}", plan.predicted.offered)
-        listed = {f.service for f in plan.predicted.services}
-        for name in sorted({r.service for r, _ in known} - listed):
+        listed = [f.service for f in plan.predicted.services]
+        if len(set(listed)) != len(listed):
+            self.broken("predicted.services", "expected each service once")
+        for name in sorted({r.service for r, _ in known} - set(listed)):
             self.broken(f"predicted.services[{name}]", "expected a forecast")
-        for forecast in plan.predicted.services:
-            path = f"predicted.services[{forecast.service}]"
-            served = sum(rate for (name, _), rate in self.served.items() if name == forecast.service)
-            asked = sum(rate for (name, _), rate in offered.items() if name == forecast.service)
-            if not _same(forecast.goodput, served):
-                self.broken(f"{path}.goodput", f"expected the routes' sum {served:.6f}", forecast.goodput)
-            if not _same(forecast.offered, asked):
-                self.broken(f"{path}.offered", f"expected {asked:.6f}", forecast.offered)
+
+    def forecasts(self) -> None:
+        """What is promised for each service and server follows from the routes."""
+        served: dict[str, float] = {}
+        for (name, _), rate in self.served.items():
+            served[name] = served.get(name, 0.0) + rate
+        worst_ms: dict[str, float] = {}
+        for r in self.plan.routes:  # each predicted_ms has been checked
+            worst_ms[r.service] = max(worst_ms.get(r.service, 0.0), r.predicted_ms)
+        for forecast in self.plan.predicted.services:
+            path, name = f"predicted.services[{forecast.service}]", forecast.service
+            service = self.topology.services.get(name)
+            if service is None:
+                self.broken(path, "expected a service of the topology", name)
+                continue
+            asked = sum(rate for _, rate in self.asked_at.get(name, ()))
+            for key, expected, claimed in (
+                ("goodput", served.get(name, 0.0), forecast.goodput),
+                ("offered", asked, forecast.offered),
+                ("worst_ms", worst_ms.get(name, 0.0), forecast.worst_ms),
+            ):
+                if not _same(claimed, expected):
+                    self.broken(f"{path}.{key}", f"expected {expected:.6f}", claimed)
+            for key, word, said in (
+                ("category", str(self._category(service)), forecast.category),
+                ("unit", service.work_unit, forecast.unit),
+            ):
+                if said != word:
+                    self.broken(f"{path}.{key}", f"expected {word}", said)
             self._attainment(path, forecast.goodput, forecast.offered, forecast.slo_attainment)
+        self._utilization()
+
+    def _utilization(self) -> None:
+        """Of each server with devices: the part of its device time that the routes take."""
+        if len(self.performances) < len(self.replicas):
+            return  # told already
+        busy = dict.fromkeys((s.name for s in self.topology.servers.values() if s.devices), 0.0)
+        for route in self.plan.routes:
+            replica = self.replicas.get(route.replica)
+            if replica is not None and replica.server in busy:
+                alone = self.performances[replica.id]
+                busy[replica.server] += route.rate / alone.work_per_s * replica.tp * replica.pp
+        claimed = self.plan.predicted.utilization
+        for name in sorted(busy.keys() | claimed.keys()):
+            path = f"predicted.utilization[{name}]"
+            if name not in busy:
+                self.broken(path, "expected a server with devices", name)
+                continue
+            expected = busy[name] / sum(p.count for p in self.topology.servers[name].devices)
+            if not _same(claimed.get(name, 0.0), expected):
+                self.broken(path, f"expected {expected:.6f}", claimed.get(name, 0.0))
 
     def _attainment(self, path: str, goodput: float, offered: float, claimed: float) -> None:
         expected = min(1.0, goodput / offered) if offered > 0 else 1.0

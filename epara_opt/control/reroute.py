@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from epara_opt.control.routing import RouteBook
+from epara_opt.control.routing import RouteBook, full_rate
 from epara_opt.plan import Plan, Predicted, Replica, ServiceForecast, Stop, Unserved, relative_gap
 from epara_opt.problem import MIN_EARNING, PlacementProblem
 
@@ -84,12 +84,10 @@ def complete(
     for server in topology.servers.values():
         devices = sum(p.count for p in server.devices)
         if devices:
-            used = sum(
-                x.rate / by_id[x.replica].capacity * by_id[x.replica].share * len(by_id[x.replica].devices)
-                for x in routes
-                if by_id[x.replica].server == server.name and by_id[x.replica].capacity > 0
-            )
-            utilization[server.name] = min(1.0, used / devices)
+            here = [(x.rate, by_id[x.replica]) for x in routes if by_id[x.replica].server == server.name]
+            alone = [(rate, r, full_rate(r, topology, problem.catalogue, 1.0)) for rate, r in here]
+            used = sum(rate / full * len(r.devices) for rate, r, full in alone if full > 0)
+            utilization[server.name] = used / devices
     return Plan(
         generation=generation,
         topology=topology.name,

@@ -219,3 +219,22 @@ def test_groups_in_force_are_residents_where_their_servers_and_devices_still_sta
 def test_rules_are_checked_at_birth(rule: str, value: float, law: str) -> None:
     with pytest.raises(InputError, match=f"rules.{rule}: expected {law}, got {value}"):
         PlanningRules(**{rule: value})
+
+
+def test_every_edge_is_found_by_its_names_and_nothing_else_is(make) -> None:
+    services = [make.latency("classify"), make.latency("detect", slo_ms=5.0)]  # b is too far for detect
+    rows = [make.row("classify", latency_ms=10.0), make.row("detect", latency_ms=1.0)]
+    demand = [make.offer(s, o, 5.0) for s in ("detect", "classify") for o in ("b", "a")]
+    problem = make.edge(services=services, rows=rows, demand=demand).problem()
+    names = {(e.service, e.origin, e.server) for e in problem.edges}
+    assert len(names) == 6
+    for service in ("classify", "detect", "zebra"):
+        for origin in ("a", "b", "z"):
+            for server in ("a", "b", "z"):
+                found = problem.table.find(service, origin, server)
+                assert (found >= 0) == ((service, origin, server) in names)
+                if found >= 0:
+                    e = problem.table.edge(found)
+                    assert (e.service, e.origin, e.server) == (service, origin, server)
+    assert [e.server for e in problem.table.of_demand(1)] == ["a"]
+    assert [(e.service, e.server) for e in problem.table.of_demand(2)] == [("classify", "a"), ("classify", "b")]

@@ -66,6 +66,12 @@ def with_replica(plan: Plan, index: int, **changes) -> Plan:
     return replace(plan, replicas=tuple(replicas))
 
 
+def with_forecast(plan: Plan, **changes) -> Plan:
+    """The first forecast (classify) bent."""
+    services = (replace(plan.predicted.services[0], **changes), *plan.predicted.services[1:])
+    return replace(plan, predicted=replace(plan.predicted, services=services))
+
+
 def with_route(plan: Plan, index: int, **changes) -> Plan:
     routes = list(plan.routes)
     routes[index] = replace(routes[index], **changes)
@@ -128,6 +134,32 @@ BROKEN: dict[str, tuple[Callable[[Plan], Plan], str]] = {
     "a forecast too few": (
         lambda p: replace(p, predicted=replace(p.predicted, services=p.predicted.services[:1])),
         r"predicted.services\[detect\]: expected a forecast",
+    ),
+    "a rosy worst case": (
+        lambda p: with_forecast(p, worst_ms=1.0),
+        r"\[classify\].worst_ms: expected 50.000000, got 1.0",
+    ),
+    "another category": (lambda p: with_forecast(p, category="rosy"), r"category: expected latency.*, got rosy"),
+    "another unit": (lambda p: with_forecast(p, unit="streams"), "unit: expected requests/s, got streams"),
+    "a forecast twice": (
+        lambda p: replace(p, predicted=replace(p.predicted, services=p.predicted.services * 2)),
+        "predicted.services: expected each service once",
+    ),
+    "a forecast of nobody": (
+        lambda p: with_forecast(p, service="zebra"),
+        r"predicted.services\[zebra\]: expected a service of the topology",
+    ),
+    "a rosy utilization": (
+        lambda p: replace(p, predicted=replace(p.predicted, utilization={"a": 0.1, "b": 0.9})),
+        r"predicted.utilization\[a\]: expected 0.[0-9]+, got 0.1",
+    ),
+    "utilization of nobody": (
+        lambda p: replace(p, predicted=replace(p.predicted, utilization=p.predicted.utilization | {"z": 0.0})),
+        r"utilization\[z\]: expected a server with devices",
+    ),
+    "another executor": (
+        lambda p: with_replica(p, 2, endpoint="evil:1"),
+        "endpoint: expected 127.0.0.1:7101, got evil:1",
     ),
     "a rosy attainment": (
         lambda p: replace(p, predicted=replace(p.predicted, slo_attainment=1.0)),
