@@ -1,11 +1,15 @@
-"""Plan the shipped edges with every solver on this machine, and write what each reached.
+"""Plan edges of every size with every solver on this machine, and write what each reached.
 
-    python benchmarks/planner/run.py [--time-limit 30] [--solvers mathopt-highs,pulp-cbc,greedy] [TOPOLOGY ...]
+    python benchmarks/planner/run.py [--cases 5x8,100x60] [--solvers columns,greedy] [--time-limit 30]
 
-Each row is one process-clean run: {case, solver, stop, objective, dual_bound, gap, wall_s, rss_mb}. Gap is
-(bound - objective) / bound with the row's own bound; `gap_best` uses the tightest bound that any exact solver
-proved for the case, so that heuristics without a bound can be compared too. Results go to
-benchmarks/results/planner.json with the machine and the date.
+Each row is one run in a process of its own, on whatever else this machine does: {case, solver, stop, objective,
+dual_bound, gap, wall_s, rss_mb, seed}. `gap` is (bound - objective) / bound with the row's own bound; `gap_best` uses the
+tightest bound that any run proved for the case, so that heuristics can be compared too. `total_s` is from files to a
+checked plan. Solver `columns-warm` plans again after 5 % of the demand has changed, from the plan of `columns`.
+`columns` first plans a tiny edge, so that its compiled code is loaded as on every run but the first after installation.
+
+Results are merged by case and solver into benchmarks/results/planner.json, with the machine and the date. The Melbourne
+case needs the EUA data set: EPARA_DATA names the folder that holds topologies/*.csv; without it the case is skipped.
 """
 
 from __future__ import annotations
@@ -16,42 +20,94 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from cases import CASES, GENERAL_SERVERS, ROOT, is_there, load
+from epara_solvers.registry import available, make_planner
+from rich.console import Console
+
+from epara_opt.domain.service import Demand
+from epara_opt.plan import Plan
+from epara_opt.problem import PlacementProblem, build_problem
+from epara_opt.topology import LoadedTopology, load_topology
+from epara_opt.verify import verify
+
 RESULTS = ROOT / "benchmarks" / "results" / "planner.json"
+WARM = "columns-warm"
+CHANGED = 0.05  # of the demand entries, each by a factor of 0.5 to 1.5
+ALWAYS = ("columns", "greedy", "greedy-density", WARM)
 
 
-def measure(topology: str, solver: str, time_limit_s: float) -> dict[str, Any]:
+def measure(name: str, solver: str, time_limit_s: float | None) -> dict[str, Any]:
     """One run in this process; called through --one in a process of its own."""
     import resource
 
-    from epara_solvers.registry import make_planner
-
-    from epara_opt.problem import build_problem
-    from epara_opt.topology import load_topology
-    from epara_opt.verify import verify
-
-    loaded = load_topology(Path(topology))
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        if solver.startswith("columns"):
+            warm_up()
+        started = time.monotonic()
+        loaded = load(name, Path(folder))
+        loaded_s = time.monotonic() - started
+    planner = make_planner("columns" if solver == WARM else solver)
+    limit_s = time_limit_s or case.time_limit_s
+    started = time.monotonic()
     problem = build_problem(loaded.topology, loaded.catalogue, rules=loaded.rules)
-    plan = make_planner(solver).plan(problem, generation=1, time_limit_s=time_limit_s)
+    plan = planner.plan(problem, generation=1, time_limit_s=limit_s)
+    if solver == WARM:
+        started = time.monotonic()
+        problem, plan = again(loaded, plan, planner, case.warm_s or limit_s, case.seed)
     verify(plan, loaded.topology, loaded.catalogue, problem=problem)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
-        "case": Path(topology).stem,
+        "case": name,
         "solver": solver,
         "stop": plan.stop.value,
         "objective": plan.objective,
         "dual_bound": plan.dual_bound,
         "gap": plan.gap,
         "wall_s": plan.wall_s,
+        "load_s": loaded_s,
+        "total_s": time.monotonic() - started,
         "rss_mb": max(own, children) / 1024,
         "offered": plan.predicted.offered,
+        "edges": len(problem.table),
+        "seed": case.seed,
         "notes": list(plan.notes),
     }
+
+
+def warm_up() -> None:
+    loaded = load_topology(ROOT / "topologies" / "testbed.yaml")
+    problem = build_problem(loaded.topology, loaded.catalogue, rules=loaded.rules)
+    plan = make_planner("columns").plan(problem, generation=1, time_limit_s=2.0)
+    problem = build_problem(loaded.topology, loaded.catalogue, rules=loaded.rules, in_force=plan)
+    make_planner("columns").plan(problem, generation=2, time_limit_s=2.0, in_force=plan)
+
+
+def again(
+    loaded: LoadedTopology, plan: Plan, planner: Any, limit_s: float, seed: int
+) -> tuple[PlacementProblem, Plan]:
+    """The next cycle: some demand has changed."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+
+    def later(d: Demand) -> Demand:
+        if rng.random() >= CHANGED:
+            return d
+        offered = d.offered * rng.uniform(0.5, 1.5)
+        return replace(d, offered=float(max(1, round(offered))) if d.is_streams else offered)
+
+    demand = [later(d) for d in loaded.topology.demand]
+    problem = build_problem(loaded.topology, loaded.catalogue, rules=loaded.rules, demand=demand, in_force=plan)
+    return problem, planner.plan(problem, generation=2, time_limit_s=limit_s, in_force=plan)
 
 
 def machine() -> str:
@@ -68,61 +124,58 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("topologies", nargs="*", default=["topologies/testbed.yaml", "topologies/metro-20.yaml"])
-    parser.add_argument("--time-limit", type=float, default=30.0, help="seconds per run")
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; all by default")
     parser.add_argument("--solvers", help="comma-separated; all that are available by default")
-    parser.add_argument("--one", nargs=2, metavar=("TOPOLOGY", "SOLVER"), help=argparse.SUPPRESS)
+    parser.add_argument("--time-limit", type=float, help="seconds per run, instead of the case's own")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "SOLVER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(*args.one, args.time_limit)))
         return
-    from epara_solvers.registry import available
-    from rich.console import Console
-    from rich.table import Table
-
-    names = args.solvers.split(",") if args.solvers else [s.name for s in available() if s.available]
+    console = Console(stderr=True)
+    solvers = args.solvers.split(",") if args.solvers else [i.name for i in available() if i.available] + [WARM]
     rows: list[dict[str, Any]] = []
-    for topology in args.topologies:
-        for name in names:
-            command = [sys.executable, __file__, "--one", topology, name, "--time-limit", str(args.time_limit)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                rows.append({"case": Path(topology).stem, "solver": name, "stop": f"failed: {last}"})
-            else:
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(rows[-1], file=sys.stderr)
-    for case in {r["case"] for r in rows}:
-        bounds = [r["dual_bound"] for r in rows if r["case"] == case and r.get("dual_bound")]
-        for r in rows:
-            if r["case"] == case and bounds and "objective" in r:
-                r["gap_best"] = (min(bounds) - r["objective"]) / min(bounds)
-    result = {
-        "machine": machine(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "time_limit_s": args.time_limit,
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    table = Table("case", "solver", "stop", "objective", "bound", "gap", "gap to best bound", "wall s", "MB")
-    for r in rows:
-        shown = (
-            r.get("objective"),
-            r.get("dual_bound"),
-            r.get("gap"),
-            r.get("gap_best"),
-            r.get("wall_s"),
-            r.get("rss_mb"),
-        )
-        formats = ("{:.2f}", "{:.2f}", "{:.2%}", "{:.2%}", "{:.1f}", "{:.0f}")
-        table.add_row(
-            r["case"],
-            r["solver"],
-            r["stop"],
-            *("-" if v is None else f.format(v) for v, f in zip(shown, formats, strict=True)),
-        )
-    Console().print(table)
+    for name in args.cases.split(","):
+        if not is_there(name):
+            console.print(f"{name}: its data is not on this machine (set EPARA_DATA); skipped")
+            continue
+        for solver in solvers:
+            if (solver not in ALWAYS and CASES[name].servers > GENERAL_SERVERS) or (
+                solver == WARM and CASES[name].warm_s is None
+            ):
+                continue
+            command = [sys.executable, __file__, "--one", name, solver]
+            command += ["--time-limit", str(args.time_limit)] if args.time_limit else []
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                console.print(f"{name} {solver}: failed\n{done.stderr[-2000:]}")
+                continue
+            row = json.loads(done.stdout.splitlines()[-1]) | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+            rows.append(row)
+            gap = "-" if row["gap"] is None else f"{100 * row['gap']:.2f} %"
+            console.print(
+                f"{name:18} {solver:15} {row['objective']:10.2f} gap {gap:>8} {row['stop']:11} "
+                f"{row['wall_s']:6.1f} s {row['rss_mb']:6.0f} MB",
+                highlight=False,
+            )
+    write(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Merge with the rows of other runs."""
+    found = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    fresh = {(r["case"], r["solver"]) for r in rows}
+    found = [r for r in found if (r["case"], r["solver"]) not in fresh and "edges" in r] + rows
+    for row in found:
+        bounds = [r["dual_bound"] for r in found if r["case"] == row["case"] and r["dual_bound"] and r["solver"] != WARM]
+        best = row["dual_bound"] if row["solver"] == WARM else min(bounds, default=None)
+        row["gap_best"] = None if not best else max(0.0, (best - row["objective"]) / best)
+    order = list(CASES)
+    found.sort(key=lambda r: (order.index(r["case"]), r["gap_best"] if r["gap_best"] is not None else 1.0))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(
+        json.dumps({"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "rows": found}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ class Volume:
     def widen(self) -> None:
         """From groups of one service to all of them, at the same prices."""
         self._reach = Reach.ACTIVE
-        self._length = max(self._length, 10 * LEAST_LENGTH)
+        self._length, self._averaging, self._in_vain = max(self._length, FIRST_LENGTH), AVERAGING, 0
         priced = self.prove()
         self._use, self._link_use = priced.use, priced.link_use
 

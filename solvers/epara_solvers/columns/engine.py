@@ -25,8 +25,8 @@ from epara_solvers.columns.search import Repacker
 from epara_opt.placement import Placement
 from epara_opt.plan import Plan
 
-ALONE_STEPS = 250
-ALONE_PART = 0.12  # of the time, at most
+ALONE_STEPS = 150
+ALONE_PART = 0.1  # of the time, at most
 PRICES_PART = 0.6  # of the time: by then prices stop
 BATCH_S = 0.4  # wanted length of a batch of rounds
 FIRST_BATCH = 64  # rounds
