@@ -4,7 +4,8 @@ import asyncio
 
 import numpy as np
 import pytest
-from epara_executors.agent.group import DeviceGroup, GroupFailed, WorkerLost
+from epara_executors.agent.dispatch import WorkerLost
+from epara_executors.agent.group import DeviceGroup, GroupFailed
 from epara_executors.agent.requests import Job
 from epara_executors.tensors import from_array
 from epara_executors.worker.echo import EchoLauncher

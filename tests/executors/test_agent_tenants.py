@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -275,3 +276,19 @@ def test_a_real_model_joins_and_leaves_under_load_and_one_that_is_not_there_is_r
         edge.until(lambda: tenant_states(edge) == {"bert": "live"})
     assert load.errors == []
     assert load.answers > 3
+
+
+def test_a_larger_batch_is_prepared_once_who_left_is_unloaded(echo_edge, ones):
+    echo_edge.start("a")
+    stays = echo_edge.tenant("stays", batch=1)
+    leaves = echo_edge.tenant("leaves", source="echo?latency_ms=800")
+    echo_edge.apply("a", echo_edge.group("a", stays, leaves))
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(echo_edge.client("a").infer("leaves", {"x": ones})))
+    asking.start()
+    echo_edge.until(lambda: any(r.queued for r in echo_edge.state("a").replicas))
+    echo_edge.apply("a", echo_edge.group("a", stays), generation=2)
+    prepare(echo_edge, echo_edge.group("a", replace(stays, batch=8)), generation=3)
+    assert tenant_states(echo_edge) == {"stays": "live"}
+    asking.join()
+    assert len(answers) == 1

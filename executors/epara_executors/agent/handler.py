@@ -23,8 +23,9 @@ from epara_executors.agent.decode import (
     outputs_of,
     response_of,
 )
+from epara_executors.agent.dispatch import WorkerLost
 from epara_executors.agent.executor import Executor
-from epara_executors.agent.group import DeviceGroup, WorkerLost
+from epara_executors.agent.group import DeviceGroup
 from epara_executors.agent.peers import Peer, PeerLost, Peers
 from epara_executors.agent.replica import Replica
 from epara_executors.agent.requests import (
