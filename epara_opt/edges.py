@@ -179,8 +179,8 @@ def make_edges(
         if cut:
             useful = slack >= least[of][:, way.server]
             some = useful.any(axis=1)
-            kept = np.where(some[:, None], useful, usable)
-            usable = kept & (np.cumsum(kept, axis=1) <= np.where(some, most, LEAST_SERVERS)[:, None])
+            kept = np.where(some.reshape(-1, 1), useful, usable)
+            usable = kept & (np.cumsum(kept, axis=1) <= np.where(some.reshape(-1, 1), most, LEAST_SERVERS))
         row, col = np.nonzero(usable)
         needed, path = np.unique(col, return_inverse=True)
         parts.append((way.server[col].astype(np.int64), of[row], np.array(members)[row], num_paths + path))
@@ -217,7 +217,7 @@ def make_edges(
         there_bytes=np.array([_service_bytes(topology, s)[0] for s in services], dtype=np.float64),
         back_bytes=np.array([_service_bytes(topology, s)[1] for s in services], dtype=np.float64),
         origins=tuple(d.origin for d in demand),
-        link_ends=tuple(end for k in topology.links for end in (k.between, k.between[::-1])),
+        link_ends=tuple(end for k in topology.links for end in (k.between, (k.between[1], k.between[0]))),
     )
     note = (
         f"{len(demand)} demands x {len(hosts)} servers make more than max_edges = {max_edges} edges: each demand "

@@ -3,9 +3,9 @@
     python benchmarks/planner/run.py [--cases 5x8,100x60] [--solvers columns,greedy] [--time-limit 30]
 
 Each row is one run in a process of its own, on whatever else this machine does: {case, solver, stop, objective,
-dual_bound, gap, wall_s, rss_mb, seed}. `gap` is (bound - objective) / bound with the row's own bound; `gap_best` uses the
-tightest bound that any run proved for the case, so that heuristics can be compared too. `total_s` is from files to a
-checked plan. Solver `columns-warm` plans again after 5 % of the demand has changed, from the plan of `columns`.
+dual_bound, gap, wall_s, rss_mb, seed}. `gap` is (bound - objective) / bound with the row's own bound; `gap_best` uses
+the tightest bound that any run proved for the case, so that heuristics can be compared too. `total_s` is from files to
+a checked plan. Solver `columns-warm` plans again after 5 % of the demand has changed, from the plan of `columns`.
 `columns` first plans a tiny edge, so that its compiled code is loaded as on every run but the first after installation.
 
 Results are merged by case and solver into benchmarks/results/planner.json, with the machine and the date. The Melbourne
@@ -91,9 +91,7 @@ def warm_up() -> None:
     make_planner("columns").plan(problem, generation=2, time_limit_s=2.0, in_force=plan)
 
 
-def again(
-    loaded: LoadedTopology, plan: Plan, planner: Any, limit_s: float, seed: int
-) -> tuple[PlacementProblem, Plan]:
+def again(loaded: LoadedTopology, plan: Plan, planner: Any, limit_s: float, seed: int) -> tuple[PlacementProblem, Plan]:
     """The next cycle: some demand has changed."""
     import numpy as np
 
@@ -167,7 +165,9 @@ def write(rows: list[dict[str, Any]]) -> None:
     fresh = {(r["case"], r["solver"]) for r in rows}
     found = [r for r in found if (r["case"], r["solver"]) not in fresh and "edges" in r] + rows
     for row in found:
-        bounds = [r["dual_bound"] for r in found if r["case"] == row["case"] and r["dual_bound"] and r["solver"] != WARM]
+        bounds = [
+            r["dual_bound"] for r in found if r["case"] == row["case"] and r["dual_bound"] and r["solver"] != WARM
+        ]
         best = row["dual_bound"] if row["solver"] == WARM else min(bounds, default=None)
         row["gap_best"] = None if not best else max(0.0, (best - row["objective"]) / best)
     order = list(CASES)

@@ -11,6 +11,9 @@ order, with a random theta and noise on the gains; the result stays if it earns 
 Compiled, one thread per state; random numbers come from a splitmix64 state, so a seed and a count of rounds decide all.
 """
 
+# pyright: basic
+# Kernels have no annotations: numba infers the types of what it is given, the arrays of columns.arrays.
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -81,7 +84,7 @@ def spare_packing(num_slots: int) -> Packing:
 
 def copy_packing(s: Packing) -> Packing:
     """An independent copy."""
-    return Packing(*(part.copy() for part in s))
+    return Packing._make(part.copy() for part in s)
 
 
 @njit(cache=True, nogil=True)

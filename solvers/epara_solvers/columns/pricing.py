@@ -17,6 +17,9 @@ without it exists (`contents` keeps every smaller company), on new devices if no
 `a` is columns.arrays.Arrays throughout; kernels write into arrays that the caller owns, and release the GIL.
 """
 
+# pyright: basic
+# Kernels have no annotations: numba infers the types of what it is given, the arrays of columns.arrays.
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -458,12 +461,11 @@ def price_servers(
 ):
     """The best packings of servers lo..hi under prices.
 
-    Among the columns listed[list_start[q] : list_start[q + 1]] of each pool. Unless `active` is empty it is filled with
-    those that came near the best here or lately (heat (K,) counts down), active_start (Q + 1,) telling where each pool's
-    begin.
-
-    Adds their use of demand (D,) and the bytes they put on each path (P,), writes the columns chosen, in pool order
-    from lo on, and how many copies of each, what each server's packing is worth (N,), and the last device of each pool (Q,). Returns (sum of packings' values, columns chosen).
+    Looks at the columns listed[list_start[q] : list_start[q + 1]] of each pool. Unless `active` is empty, fills it with
+    those that came near the best here or lately (heat (K,) counts down); active_start (Q + 1,) tells where each pool's
+    begin. Adds what the packings use of demand (D,) and the bytes they put on each path (P,). Writes what each server's
+    packing is worth (N,), what the last device of each pool adds (Q,), and, in pool order from lo on, the columns
+    chosen and how many copies of each. Returns (sum of the packings' values, columns chosen).
     """
     total = 0.0
     num = 0

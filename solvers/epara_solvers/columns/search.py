@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from epara_solvers.columns import packing, pricing
-from epara_solvers.columns.arrays import I32, I64, Ground
+from epara_solvers.columns.arrays import F64, I8, I32, I64, Ground
 from epara_solvers.columns.dual import SERVERS_PER_THREAD, Priced, Prices
 from epara_solvers.columns.packing import Packing
 
@@ -143,7 +143,7 @@ class Repacker:
         self._keep_best()
         return done
 
-    def _repack(self, i: int, part: Packing, rounds: int, region: np.ndarray, mine: int, warmth: float) -> int:
+    def _repack(self, i: int, part: Packing, rounds: int, region: I8, mine: int, warmth: float) -> int:
         done, _, _ = packing.repack(
             self.ground.arrays,
             self._bench[i],
@@ -166,7 +166,7 @@ class Repacker:
         )
         return done
 
-    def _regions(self) -> np.ndarray:
+    def _regions(self) -> I8:
         """Servers by distance from a random one, cut into as many parts as there are threads."""
         servers = self.ground.table.servers
         problem = self.ground.problem
@@ -181,9 +181,9 @@ class Repacker:
             region[n] = rank // size
         return region
 
-    def _parts(self, region: np.ndarray) -> list[Packing]:
+    def _parts(self, region: I8) -> list[Packing]:
         """The packing as each region sees it: the same slots, and its own share of what is left."""
-        a, table = self.ground.arrays, self.ground.table
+        table = self.ground.table
         home = region[table.server[self._demand_edge[self._demand_start[:-1]]]] if len(table) else np.zeros(0)
         place = {name: i for i, name in enumerate(table.servers)}
         ends = np.array([[place.get(end, -1) for end in pair] for pair in table.link_ends]).reshape(-1, 2)
@@ -198,7 +198,6 @@ class Repacker:
                     link_left=self.packing.link_left * share,
                 )
             )
-        assert len(a.link_width) == len(ends)
         return parts
 
     def _update_regret(self) -> None:
@@ -242,7 +241,7 @@ def placement_of(ground: Ground, packed: Packing) -> Placement:
             resident = ground.classes[kind][taken[kind]]
             taken[kind] += 1
         num = int(packed.num_flows[x])
-        edges = ground.table.some(packed.flow_edge[x, :num])
+        edges = ground.table.some(packed.flow_edge[x, :num].tolist())
         rates = packed.flow_rate[x, :num].tolist()
         flows.extend(Flow(edge=e, group=len(groups), rate=r) for e, r in zip(edges, rates, strict=True))
         content = ground.contents[int(a.column_content[k])]

@@ -1,9 +1,12 @@
 """Which contents are worth a column at which pool: reach, batches that fill, and dominance, in compiled code."""
 
+# pyright: basic
+# Kernels have no annotations: numba infers the types of what it is given, the arrays of columns.arrays.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +27,12 @@ class Sifted:
 
 def sift(**arrays: npt.NDArray[Any]) -> Sifted:
     """See `columns.arrays.ground_of`, which names the arguments."""
-    return Sifted(*_sift(**arrays))
+    return Sifted(*cast("tuple[Any, ...]", _sift(**arrays)))
 
 
 @njit(cache=True, nogil=True)
 def _grown(rows, size):
-    bigger = np.empty((size,) + rows.shape[1:], dtype=rows.dtype)
+    bigger = np.empty((size,) + rows.shape[1:], dtype=rows.dtype)  # noqa: RUF005 - numba knows no unpacking
     bigger[: len(rows)] = rows
     return bigger
 

@@ -1,4 +1,4 @@
-"""The column engine against brute force, its bound and certificate against exact optima, and its plans past the checker."""
+"""The column engine against brute force, its certificate against exact optima, its plans past the checker."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_tampered_certificates_are_refused(busy: PlacementProblem) -> None:
     with pytest.raises(PlanRejected, match=r"certificate.bound: its prices prove"):
         certify(lower, busy)
     service, prices = next(iter(plan.certificate.demand.items())) if plan.certificate.demand else ("x", {"y": 1.0})
-    negative = replace(plan.certificate, demand={service: {o: -1.0 for o in prices}})
+    negative = replace(plan.certificate, demand={service: dict.fromkeys(prices, -1.0)})
     with pytest.raises(PlanRejected, match="expected a price >= 0, got -1"):
         certify(replace(plan, certificate=negative), busy)
     nan = replace(plan.certificate, demand={service: {o: float("nan") for o in prices}})
