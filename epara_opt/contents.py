@@ -36,7 +36,7 @@ class PlanningRules:
 
     max_utilization: float = 0.8  # of a group's time; the rest absorbs burstiness that averages do not show
     max_tenants: int = 3  # services that may time-share one group; lowered, with a note, when contents explode
-    max_contents: int = 6000  # per device type; keeps the program solvable by general solvers
+    max_contents: int = 6000  # per device type; keeps the program solvable by general solvers; never drops single ones
     max_edges: int = 500_000  # demands x servers; beyond it each demand keeps the nearest servers alone, with a note
     horizon_s: float = 300.0  # a move must pay within it: what loads for load_s earns 1 - load_s / horizon_s
     max_moves: int | None = None  # groups that may load something once any group runs; None: as many as pay
@@ -181,9 +181,10 @@ def contents_of(
     kept: list[Content] = []
     notes: list[str] = []
     for num_tenants in range(1, rules.max_tenants + 1):
-        room = rules.max_contents - len(kept)
+        room = math.inf if num_tenants == 1 else rules.max_contents - len(kept)  # single ones always stay
         found: list[tuple[tuple[int, int], list[tuple[Performance, ...]]]] = []
-        if sum(table.num_combinations(num_tenants) for _, table in tables) <= TRIED_PER_KEPT * rules.max_contents:
+        tried = sum(table.num_combinations(num_tenants) for _, table in tables)
+        if num_tenants == 1 or (room >= 0 and tried <= TRIED_PER_KEPT * rules.max_contents):
             for shape, table in tables:
                 found.append((shape, table.undominated(num_tenants, memory, at_most=room)))
                 room -= len(found[-1][1])
@@ -258,7 +259,7 @@ class _Options:
                 ways[k] += ways[k - 1] * count
         return ways[num_tenants]
 
-    def undominated(self, num_tenants: int, memory: int, *, at_most: int) -> list[tuple[Performance, ...]]:
+    def undominated(self, num_tenants: int, memory: int, *, at_most: float) -> list[tuple[Performance, ...]]:
         """The combinations worth keeping, by names and then in the options' order; ends once more than `at_most`.
 
         Works through the sets of services in chunks, so that memory stays bounded whatever `max_contents` is.

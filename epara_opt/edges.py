@@ -64,6 +64,11 @@ class EdgeTable:
         return len(self.server)
 
     @cached_property
+    def _servers_services(self) -> IntArray:
+        """(E,) rising: server and service in one number."""
+        return self.server.astype(np.int64) * len(self.services) + self.service
+
+    @cached_property
     def by_demand(self) -> tuple[IntArray, IntArray]:
         """Edges (E,) by demand and then server, and where each demand's begin there (demands + 1,)."""
         order = np.lexsort((self.server, self.demand))
@@ -97,6 +102,14 @@ class EdgeTable:
         """The edges of one demand as objects, in the topology's order of servers."""
         order, start = self.by_demand
         return self.some(order[start[demand] : start[demand + 1]])
+
+    def to_server(self, service: str, server: str) -> list[Edge]:
+        """The edges of a service to one server as objects, tightest first."""
+        if server not in self._places[0] or service not in self.services:
+            return []
+        key = self._places[0][server] * len(self.services) + self.services.index(service)
+        first, last = np.searchsorted(self._servers_services, (key, key + 1))
+        return self.some(np.arange(first, last))
 
     def edge(self, index: int) -> Edge:
         """One edge as an object."""
@@ -177,7 +190,7 @@ def make_edges(
         slack = deadline[of][:, None] - network
         usable = slack >= 0
         if cut:
-            useful = slack >= least[of][:, way.server]
+            useful = np.greater_equal(slack, least[of][:, way.server])
             some = useful.any(axis=1)
             kept = np.where(some.reshape(-1, 1), useful, usable)
             usable = kept & (np.cumsum(kept, axis=1) <= np.where(some.reshape(-1, 1), most, LEAST_SERVERS))

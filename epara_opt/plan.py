@@ -87,7 +87,7 @@ class Unserved:
     service: str
     origin: str
     rate: float
-    code: str  # no_profile | no_memory | no_route_in_time | outbid | no_devices
+    code: str  # no_profile | no_memory | no_route_in_time | outbid | no_devices | no_batch
     reason: str  # one sentence with the numbers compared
 
 

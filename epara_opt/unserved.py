@@ -6,6 +6,7 @@ Asked in this order, for each service and origin with demand left over:
     no_memory          it was, but fits none of them
     no_route_in_time   no device, or no route from this origin to one, answers within the deadline
     no_devices         servers in reach have no devices, or fewer than one group needs
+    no_batch           streams in reach of a server are fewer than the smallest batch that was measured
     outbid             it could be served, but what it needs is worth more elsewhere: devices, or a link
 """
 
@@ -14,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from epara_opt.contents import least_responses
+from epara_opt.contents import Tenant, fills_batch, least_responses
 from epara_opt.domain.service import Demand
-from epara_opt.placement import Placement, link_use, link_widths, served
+from epara_opt.placement import Placement, link_use, link_widths, served, value
 from epara_opt.plan import Unserved
 from epara_opt.problem import Edge, PlacementProblem
 
@@ -54,21 +55,21 @@ def explain_unserved(
     done = served(placement)
     found: list[Unserved] = []
     scarcity = _Scarcity(problem, placement, prices or {})
-    for d in problem.demand:
+    for i, d in enumerate(problem.demand):
         left = d.offered - done.get((d.service, d.origin), 0.0)
         if left > NEGLIGIBLE * d.offered:
-            code, reason = _why(problem, d, scarcity)
+            code, reason = _why(problem, d, i, scarcity)
             found.append(Unserved(service=d.service, origin=d.origin, rate=left, code=code, reason=reason))
     return tuple(found)
 
 
-def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tuple[str, str]:
-    edges = problem.edges_by_service_origin.get((demand.service, demand.origin), ())
+def _why(problem: PlacementProblem, demand: Demand, index: int, scarcity: _Scarcity) -> tuple[str, str]:
     misfits = problem.misfits.get(demand.service, ())
     for code in ("no_route_in_time", "no_memory", "no_profile"):  # the one that came closest
         if any(m.startswith(code) for m in misfits):
             return code, "; ".join(m.split(": ", 1)[-1] for m in misfits)
     service = problem.service(demand.service)
+    edges = problem.table.of_demand(index)
     if not edges:
         nearest = _nearest_network(problem, demand)
         if nearest is None:
@@ -108,7 +109,9 @@ def _why(problem: PlacementProblem, demand: Demand, scarcity: _Scarcity) -> tupl
             f"one group needs {best.num_devices} {best.device_type} at one server; "
             f"{best.edge.server} has {best.num_there}, and no server in reach has more to spare",
         )
-    return "outbid", scarcity.reason(demand, fitting)
+    if service.is_stream and not any(scarcity.fills_batch(o) for o in fitting):
+        return "no_batch", scarcity.streams_wanted(demand, fitting)
+    return "outbid", scarcity.reason(fitting)
 
 
 def _nearest_network(problem: PlacementProblem, demand: Demand) -> tuple[float, str] | None:
@@ -129,6 +132,12 @@ class _Scarcity:
         self._prices = prices
         widths = link_widths(problem.topology)
         self._full = {h for h, load in link_use(problem, placement.flows).items() if load >= FULL * widths[h]}
+        self._left = sum(problem.service(d.service).weight * d.offered for d in problem.demand) - value(
+            problem, placement
+        )
+        self._near: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        self._fillable: dict[tuple[str, str, str], list[float]] = {}
+        self._singles: dict[str, dict[str, list[Tenant]]] = {}
         self._least: dict[tuple[str, str], list[tuple[int, float]]] = {}
         self._used: dict[tuple[str, str], int] = {}
         for group in placement.groups:
@@ -149,11 +158,56 @@ class _Scarcity:
             found += [_Option(edge, pool.type, k, pool.count, response_ms) for k, response_ms in self._least[key]]
         return found
 
-    def reason(self, demand: Demand, options: Sequence[_Option]) -> str:
+    def streams_near(self, service: str, server: str) -> Sequence[tuple[float, float]]:
+        """(slack_ms, streams) of each origin that reaches the server."""
+        key = (service, server)
+        if key not in self._near:
+            problem = self._problem
+            self._near[key] = [
+                (e.slack_ms, problem.offered[service, e.origin]) for e in problem.table.to_server(service, server)
+            ]
+        return self._near[key]
+
+    def fills_batch(self, option: _Option) -> bool:
+        """Whether streams in reach can fill the batch of some content that serves this edge in time."""
+        edge = option.edge
+        key = (edge.service, edge.server, option.device_type)
+        if key not in self._fillable:
+            near = self.streams_near(edge.service, edge.server)
+            service = self._problem.service(edge.service)
+            self._fillable[key] = [
+                t.response_ms
+                for t in self._alone(edge.service, option.device_type)
+                if fills_batch(service, t.config, sum(rate for slack, rate in near if slack >= t.response_ms))
+            ]
+        return any(response_ms <= edge.slack_ms for response_ms in self._fillable[key])
+
+    def _alone(self, service: str, device_type: str) -> Sequence[Tenant]:
+        """The service's tenants of contents that it has for itself."""
+        if device_type not in self._singles:
+            table: dict[str, list[Tenant]] = {}
+            for content in self._problem.contents.get(device_type, ()):
+                if len(content.tenants) == 1:
+                    table.setdefault(content.tenants[0].service, []).append(content.tenants[0])
+            self._singles[device_type] = table
+        return self._singles[device_type].get(service, ())
+
+    def streams_wanted(self, demand: Demand, options: Sequence[_Option]) -> str:
+        least = [
+            (t.config.batch, o.edge.server)
+            for o in options
+            for t in self._alone(demand.service, o.device_type)
+            if t.response_ms <= o.edge.slack_ms
+        ]
+        batch, server = min(least, default=(0, options[0].edge.server))
+        near = sum(rate for _, rate in self.streams_near(demand.service, server))
+        return f"the smallest batch that is in time takes {batch} streams; {server} has {near:g} in reach"
+
+    def reason(self, options: Sequence[_Option]) -> str:
         """Of a demand that could be served: what stands in its way."""
         open_options = [o for o in options if not self._full_hops(o.edge)]
         if not open_options:
-            return self._links(demand, options)
+            return self._links(options)
         short = [
             o for o in open_options if o.num_there - self._used.get((o.edge.server, o.device_type), 0) < o.num_devices
         ]
@@ -173,26 +227,26 @@ class _Scarcity:
         best = max(pools, key=lambda p: (self._price(f"devices[{p[1]},{p[0]}]"), p))
         price = self._price(f"devices[{best[1]},{best[0]}]")
         if price > 0:
-            text += f"; one more {best[0]} at {best[1]} would add about {self._worth(demand, price)}"
+            text += f"; one more {best[0]} at {best[1]} would raise {self._worth(price)}"
         return text
 
     def _full_hops(self, edge: Edge) -> list[tuple[str, str]]:
+        if not any((a, b) in self._full or (b, a) in self._full for a, b in edge.path.hops):
+            return []
         return [hop for hop, _ in self._problem.link_loads(edge) if hop in self._full]
 
-    def _links(self, demand: Demand, options: Sequence[_Option]) -> str:
+    def _links(self, options: Sequence[_Option]) -> str:
         hops = sorted({hop for o in options for hop in self._full_hops(o.edge)})
         text = "outbid: every route crosses a full link (" + ", ".join(f"{a} -> {b}" for a, b in hops) + ")"
         a, b = max(hops, key=lambda h: (self._price(f"link[{h[0]}->{h[1]}]"), h))
         price = self._price(f"link[{a}->{b}]")
         if price > 0:  # of the whole bandwidth
-            text += f"; 10 % more bandwidth {a} -> {b} would add about {self._worth(demand, 0.1 * price)}"
+            text += f"; 10 % more bandwidth {a} -> {b} would raise {self._worth(0.1 * price)}"
         return text
 
     def _price(self, row: str) -> float:
         return max(0.0, self._prices.get(row, 0.0))
 
-    def _worth(self, demand: Demand, price: float) -> str:
-        service = self._problem.service(demand.service)
-        return f"{price / service.weight:.3g} {service.work_unit}" + (
-            "" if service.weight == 1.0 else f" of {service.name} ({price:.3g} weighted)"
-        )
+    def _worth(self, price: float) -> str:
+        """A price says what the whole plan would gain, not this demand alone; it never gains more than is left over."""
+        return f"the plan's weighted goodput by about {min(price, self._left):.3g} per second"

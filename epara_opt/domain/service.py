@@ -47,6 +47,12 @@ class RequestShape:
     prompt_tokens: int = 0  # generation only
     output_tokens: int = 0  # generation only
 
+    def __post_init__(self) -> None:
+        for key, value in (("input_bytes", self.input_bytes), ("output_bytes", self.output_bytes)):
+            if not (math.isfinite(value) and value >= 0):
+                law = "expected a finite number >= 0"
+                raise InputError(Violation(path=f"request.{key}", law=law, value=str(value)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:

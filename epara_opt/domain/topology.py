@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -74,6 +76,20 @@ class Link:
     rtt_ms: float
     bandwidth_bytes_per_s: float
 
+    def __post_init__(self) -> None:
+        path = f"links.{' - '.join(self.between)}"
+        for key, value, ok, law in (
+            ("rtt_ms", self.rtt_ms, self.rtt_ms >= 0, "expected a finite number >= 0"),
+            (
+                "bandwidth_bytes_per_s",
+                self.bandwidth_bytes_per_s,
+                self.bandwidth_bytes_per_s > 0,
+                "expected a finite number > 0",
+            ),
+        ):
+            if not (ok and math.isfinite(value)):
+                raise InputError(Violation(path=f"{path}.{key}", law=law, value=str(value)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -109,7 +125,7 @@ class Topology:
         if self.servers and not any(s.devices for s in self.servers.values()):
             broken("servers", "expected at least one device in the whole edge", "zero devices")
         addresses = [s.address for s in self.servers.values() if s.address]
-        for address in sorted({a for a in addresses if addresses.count(a) > 1}):
+        for address in sorted(a for a, times in Counter(addresses).items() if times > 1):
             broken("servers", "expected each address once", address)
         seen: set[frozenset[str]] = set()
         for i, link in enumerate(self.links):

@@ -28,6 +28,7 @@ UNSERVED_WORDS: Mapping[str, str] = {
     "no_route_in_time": "Every route breaks the deadline",
     "outbid": "Outbid: the devices earn more elsewhere",
     "no_devices": "No devices to run on",
+    "no_batch": "Too few streams to fill a batch",
 }
 
 

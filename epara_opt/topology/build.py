@@ -47,7 +47,10 @@ class Builder:
         for value in self._list("services"):
             if value is not BROKEN and (made := self._try(lambda v=value: service_of(v))) is not None:
                 services[made.name] = made
-        links = [(i, _link(v)) for i, v in enumerate(self._list("links")) if v is not BROKEN]
+        links: list[tuple[int, Link]] = []
+        for i, value in enumerate(self._list("links")):
+            if value is not BROKEN and (made := self._try(lambda v=value: _link(v))) is not None:
+                links.append((i, made))
         demand: list[tuple[int, Demand]] = []
         for i, value in enumerate(self._list("demand")):
             if value is not BROKEN and (made := self._try(lambda v=value: _demand(v))) is not None:

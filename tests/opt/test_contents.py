@@ -11,7 +11,7 @@ import pytest
 from epara_opt.contents import Content, PlanningRules, contents_of, in_company, shape_allowed
 from epara_opt.domain.category import is_timely
 from epara_opt.domain.performance import Performance, configurations, evaluate
-from epara_opt.problem import PlacementProblem
+from epara_opt.problem import PlacementProblem, build_problem
 from epara_opt.units import GIB
 
 
@@ -129,3 +129,24 @@ def test_the_limit_counts_contents_of_all_shapes(make) -> None:
         )
         assert bool(notes) is is_cut
         assert len(kept) <= limit
+
+
+def test_single_contents_stay_however_low_the_limit(make) -> None:
+    problem = next(p for p in (crowded(make, s) for s in range(50)) if len(p.contents["l4"]) > 8)
+    whole = [c for c in problem.contents["l4"] if len(c.tenants) == 1]
+    rules = PlanningRules(max_utilization=0.8, max_tenants=2, max_contents=1)
+    tight = build_problem(problem.topology, problem.catalogue, rules=rules)
+    assert [c.services for c in tight.contents["l4"]] == [c.services for c in whole]
+    assert any("at most 1 service(s)" in n for n in tight.notes)
+
+
+def test_two_hundred_services_on_one_server_stay_within_the_limit(make) -> None:
+    rng = random.Random(3)
+    names = [f"s{i:03}" for i in range(200)]
+    services = [make.latency(n, slo_ms=rng.choice((100.0, 400.0)), weight=10.0 ** rng.uniform(-6, 6)) for n in names]
+    rows = [make.row(n, latency_ms=5.0 + b * rng.uniform(0.5, 3.0), batch=b) for n in names for b in (1, 4, 16)]
+    demand = [make.offer(n, "a", 10.0 ** rng.uniform(-6, 6)) for n in names]
+    problem = make.edge(l4_at_b=0, services=services, rows=rows, demand=demand, rules=PlanningRules()).problem()
+    assert {s for c in problem.contents["l4"] for s in c.services} == set(names)
+    assert len(problem.contents["l4"]) <= PlanningRules().max_contents
+    assert len(problem.notes) == 1

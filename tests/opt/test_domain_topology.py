@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from epara_opt.domain.service import RequestShape
 from epara_opt.domain.topology import DevicePool, Link
 from epara_opt.errors import InputError
 
@@ -79,3 +80,21 @@ def test_demand_on_an_island_is_an_error(make) -> None:
 def test_streams_and_rates_are_not_confused(make) -> None:
     with pytest.raises(InputError, match=r"demand\[0\]: expected rate_per_s for the latency-sensitive classify"):
         _ = make.edge(demand=[make.offer("classify", "a", 2.0, streams=True)]).topology
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_links_and_requests_are_measured_in_finite_numbers(value: float) -> None:
+    with pytest.raises(InputError, match=r"links.a - b.rtt_ms: expected a finite number >= 0"):
+        Link(between=("a", "b"), rtt_ms=value, bandwidth_bytes_per_s=1e9)
+    with pytest.raises(InputError, match=r"links.a - b.bandwidth_bytes_per_s: expected a finite number > 0"):
+        Link(between=("a", "b"), rtt_ms=1.0, bandwidth_bytes_per_s=value)
+    with pytest.raises(InputError, match=r"request.input_bytes: expected a finite number >= 0"):
+        RequestShape(input_bytes=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_demand_and_weights_are_finite(make, value: float) -> None:
+    with pytest.raises(InputError, match=r"demand.classify@a: expected a finite number >= 0"):
+        make.offer("classify", "a", value)
+    with pytest.raises(InputError, match=r"services.classify.weight: expected a finite number > 0"):
+        make.latency("classify", weight=value)

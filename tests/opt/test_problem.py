@@ -238,3 +238,11 @@ def test_every_edge_is_found_by_its_names_and_nothing_else_is(make) -> None:
                     assert (e.service, e.origin, e.server) == (service, origin, server)
     assert [e.server for e in problem.table.of_demand(1)] == ["a"]
     assert [(e.service, e.server) for e in problem.table.of_demand(2)] == [("classify", "a"), ("classify", "b")]
+
+
+def test_without_demand_or_reach_a_problem_is_empty_and_valid(make) -> None:
+    edge = make.edge()
+    for problem in (edge.problem(demand=()), edge.problem(down=frozenset({"a", "b"}))):
+        assert (len(problem.table), problem.edges, problem.table.find("classify", "a", "a")) == (0, (), -1)
+    lonely = make.edge(l4_at_a=0, rtt_ms=101.0).problem()  # its only devices are beyond every deadline
+    assert (len(lonely.table), lonely.contents["l4"], lonely.table.of_demand(0)) == (0, (), [])

@@ -85,7 +85,7 @@ def test_no_server_left_to_reach(make) -> None:
         (
             {"devices[a,l4]": 0.0, "devices[b,l4]": 35.0},
             "outbid: all l4 in reach (a, b) are in use for what is worth more; "
-            "one more l4 at b would add about 35 requests/s",
+            "one more l4 at b would raise the plan's weighted goodput by about 35 per second",
         ),
     ],
 )
@@ -107,12 +107,27 @@ def test_too_few_devices_left_for_a_group(make) -> None:
     assert why(problem, placement) == ("outbid", "outbid: too few l4 in reach (a) are left")
 
 
-def test_a_price_is_told_in_the_services_unit_and_weighted(make) -> None:
+def test_a_price_is_weighted_and_never_above_all_that_is_left_over(make) -> None:
     edge = make.edge(services=[make.latency("classify", weight=2.0)], demand=[make.offer("classify", "a", 400.0)])
-    problem = edge.problem()
-    assert (
-        "add about 50 requests/s of classify (100 weighted)" in why(problem, full(problem), {"devices[a,l4]": 100.0})[1]
+    problem = edge.problem()  # 300 of 400 are served
+    for price, told in ((100.0, "100"), (1e6, "200")):
+        reason = why(problem, full(problem), {"devices[a,l4]": price})[1]
+        assert reason.endswith(f"one more l4 at a would raise the plan's weighted goodput by about {told} per second")
+
+
+def test_streams_too_few_for_the_smallest_batch(make) -> None:
+    edge = make.edge(
+        services=[make.stream("watch")],
+        rows=[make.row("watch", batch=4, latency_ms=10.0)],
+        demand=[make.offer("watch", "a", 2.0, streams=True)],
     )
+    problem = edge.problem()
+    assert why(problem) == (
+        "no_batch",
+        "the smallest batch that is in time takes 4 streams; a has 2 in reach",
+    )
+    enough = edge.but(demand=[make.offer("watch", "a", 4.0, streams=True)]).problem()
+    assert why(enough)[0] == "outbid"
 
 
 def test_a_full_link(make) -> None:
@@ -130,7 +145,7 @@ def test_a_full_link(make) -> None:
     )
     assert why(problem, placement, {"link[a->b]": 50.0}) == (
         "outbid",
-        "outbid: every route crosses a full link (a -> b); 10 % more bandwidth a -> b would add about 5 requests/s",
+        "outbid: every route crosses a full link (a -> b); 10 % more bandwidth a -> b would raise the plan's weighted goodput by about 5 per second",
     )
 
 
