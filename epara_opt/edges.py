@@ -190,7 +190,7 @@ def make_edges(
         slack = deadline[of][:, None] - network
         usable = slack >= 0
         if cut:
-            useful = np.greater_equal(slack, least[of][:, way.server])
+            useful = slack >= least[of][:, way.server]
             some = useful.any(axis=1)
             kept = np.where(some.reshape(-1, 1), useful, usable)
             usable = kept & (np.cumsum(kept, axis=1) <= np.where(some.reshape(-1, 1), most, LEAST_SERVERS))

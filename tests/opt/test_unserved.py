@@ -145,7 +145,8 @@ def test_a_full_link(make) -> None:
     )
     assert why(problem, placement, {"link[a->b]": 50.0}) == (
         "outbid",
-        "outbid: every route crosses a full link (a -> b); 10 % more bandwidth a -> b would raise the plan's weighted goodput by about 5 per second",
+        "outbid: every route crosses a full link (a -> b); 10 % more bandwidth a -> b "
+        "would raise the plan's weighted goodput by about 5 per second",
     )
 
 
