@@ -63,8 +63,15 @@ def test_asking_for_solvers_imports_no_vendor() -> None:
     assert without(wanted="greedy")[3] == []
 
 
-def test_without_ortools_auto_is_cbc() -> None:
-    infos, auto, said, _ = without("ortools", wanted="mathopt-highs")
+def test_without_numba_auto_is_an_exact_solver() -> None:
+    infos, auto, said, _ = without("numba", wanted="columns")
+    assert infos["columns"][0] is False
+    assert auto == "mathopt-highs"
+    assert "columns cannot be used: numba is not installed" in said
+
+
+def test_without_ortools_and_numba_auto_is_cbc() -> None:
+    infos, auto, said, _ = without("ortools", "numba", wanted="mathopt-highs")
     assert infos["mathopt-highs"][0] is False
     assert "not installed" in str(infos["mathopt-highs"][1])
     assert auto == "pulp-cbc"
@@ -72,7 +79,7 @@ def test_without_ortools_auto_is_cbc() -> None:
 
 
 def test_without_any_vendor_auto_is_greedy() -> None:
-    infos, auto, said, _ = without("ortools", "pulp", wanted="pulp-cbc")
+    infos, auto, said, _ = without("ortools", "pulp", "numba", wanted="pulp-cbc")
     assert [name for name, (works, _) in infos.items() if works] == ["greedy", "greedy-density"]
     assert auto == "greedy"
     assert "Usable here: greedy, greedy-density" in said

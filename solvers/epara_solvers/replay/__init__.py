@@ -1,0 +1,1 @@
+"""Placements scored by replaying arrivals: what averages cannot see, bursts, decides here."""

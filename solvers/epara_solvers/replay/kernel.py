@@ -1,0 +1,231 @@
+# pyright: basic
+# Kernels have no annotations: numba infers the types of what it is given.
+"""The replay in compiled code, and the search by simulated annealing around it. See replay.instance for what it means."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, served):
+    """Requests served in time, in all; per model into served (M,).
+
+    shape: (G,) index of each group's shape, -1 where there is no group; hosts: (G, M) whether it holds the model.
+    """
+    num_groups, num_models = hosts.shape
+    holders = np.zeros((num_models, num_groups), dtype=np.int64)
+    count = np.zeros(num_models, dtype=np.int64)
+    for g in range(num_groups):
+        if shape[g] < 0:
+            continue
+        for m in range(num_models):
+            if hosts[g, m]:
+                holders[m, count[m]] = g
+                count[m] += 1
+    most = stage_s.shape[2]
+    clock = np.zeros((num_groups, most))
+    finish = np.zeros(most)
+    served[:] = 0
+    good = 0
+    for i in range(len(at_s)):
+        m = model[i]
+        if count[m] == 0:
+            continue
+        g = holders[m, 0]
+        last = num_stages[shape[g]] - 1
+        soonest = clock[g, last]
+        for j in range(1, count[m]):
+            other = holders[m, j]
+            other_last = num_stages[shape[other]] - 1
+            if clock[other, other_last] < soonest:
+                soonest = clock[other, other_last]
+                g = other
+        stages = num_stages[shape[g]]
+        now = at_s[i]
+        for k in range(stages):
+            if clock[g, k] > now:
+                now = clock[g, k]
+            now += stage_s[m, shape[g], k]
+            finish[k] = now
+        if now + overhead_s - at_s[i] <= slo_s[m]:
+            good += 1
+            served[m] += 1
+            for k in range(stages):
+                clock[g, k] = finish[k]
+    return good
+
+
+@njit(cache=True, nogil=True)
+def unit(rng):
+    """Uniform in [0, 1); rng: (1,) uint64 state of splitmix64."""
+    rng[0] += np.uint64(0x9E3779B97F4A7C15)
+    z = rng[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True, nogil=True)
+def below(rng, n):
+    return min(np.int64(unit(rng) * n), n - 1)
+
+
+@njit(cache=True, nogil=True)
+def held_bytes(g, shape, hosts, weight_bytes):
+    total = 0.0
+    for m in range(hosts.shape[1]):
+        if hosts[g, m]:
+            total += weight_bytes[m, shape[g]]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def trim(g, shape, hosts, weight_bytes, memory_bytes, rng):
+    """Drop models at random until the group fits; first those that cannot run in its shape."""
+    for m in range(hosts.shape[1]):
+        if hosts[g, m] and not weight_bytes[m, shape[g]] <= memory_bytes:
+            hosts[g, m] = False
+    while held_bytes(g, shape, hosts, weight_bytes) > memory_bytes:
+        m = below(rng, hosts.shape[1])
+        for _ in range(hosts.shape[1]):
+            if hosts[g, m]:
+                break
+            m = (m + 1) % hosts.shape[1]
+        hosts[g, m] = False
+
+
+@njit(cache=True, nogil=True)
+def stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng):
+    """Add models while some fit, by load per holder and some chance. A replica that fits costs nothing."""
+    num_groups, num_models = hosts.shape
+    used = held_bytes(g, shape, hosts, weight_bytes)
+    while True:
+        best, best_score = -1, 0.0
+        for m in range(num_models):
+            if hosts[g, m] or not used + weight_bytes[m, shape[g]] <= memory_bytes:
+                continue
+            holders = 0
+            for h in range(num_groups):
+                holders += shape[h] >= 0 and hosts[h, m]
+            score = load[m] / (1.0 + holders) * (0.3 + unit(rng))
+            if score > best_score:
+                best, best_score = m, score
+        if best < 0:
+            return
+        hosts[g, best] = True
+        used += weight_bytes[best, shape[g]]
+
+
+@njit(cache=True, nogil=True)
+def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, rng):
+    """Change a placement in place: models of one group or two, a group's shape, two groups into one or one into two."""
+    num_groups, num_models = hosts.shape
+    live = np.flatnonzero(shape >= 0)
+    g = live[below(rng, len(live))]
+    pick = unit(rng)
+    if pick < 0.45:  # another model for one that it holds, then whatever else fits
+        for _ in range(1 + below(rng, 2)):
+            m = below(rng, num_models)
+            for _ in range(num_models):
+                if hosts[g, m]:
+                    break
+                m = (m + 1) % num_models
+            hosts[g, m] = False
+        m = below(rng, num_models)
+        if not hosts[g, m] and held_bytes(g, shape, hosts, weight_bytes) + weight_bytes[m, shape[g]] <= memory_bytes:
+            hosts[g, m] = True
+        if unit(rng) < 0.7:
+            stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+    elif pick < 0.6:  # only drop one: what is held less is served sooner
+        m = below(rng, num_models)
+        for _ in range(num_models):
+            if hosts[g, m]:
+                hosts[g, m] = False
+                break
+            m = (m + 1) % num_models
+    elif pick < 0.78:  # exchange between two groups
+        h = live[below(rng, len(live))]
+        m, o = below(rng, num_models), below(rng, num_models)
+        if h != g and hosts[g, m] and hosts[h, o] and not hosts[g, o] and not hosts[h, m]:
+            hosts[g, m], hosts[h, o], hosts[g, o], hosts[h, m] = False, False, True, True
+        elif h != g and hosts[g, m] and not hosts[h, m]:
+            hosts[g, m], hosts[h, m] = False, True
+        trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
+        trim(h, shape, hosts, weight_bytes, memory_bytes, rng)
+    elif pick < 0.88:  # another shape of as many devices
+        s = below(rng, len(shape_devices))
+        for _ in range(len(shape_devices)):
+            if s != shape[g] and shape_devices[s] == shape_devices[shape[g]]:
+                shape[g] = s
+                break
+            s = (s + 1) % len(shape_devices)
+        trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
+        stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+    elif pick < 0.94:  # two groups of one size become one
+        h = live[below(rng, len(live))]
+        size = shape_devices[shape[g]]
+        s = below(rng, len(shape_devices))
+        for _ in range(len(shape_devices)):
+            if h != g and shape_devices[shape[h]] == size and shape_devices[s] == 2 * size:
+                shape[g] = s
+                shape[h] = -1
+                for m in range(num_models):
+                    hosts[g, m] = hosts[g, m] or hosts[h, m]
+                    hosts[h, m] = False
+                trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
+                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+                break
+            s = (s + 1) % len(shape_devices)
+    else:  # one becomes two of half the size
+        size = shape_devices[shape[g]]
+        free = np.flatnonzero(shape < 0)
+        s = below(rng, len(shape_devices))
+        for _ in range(len(shape_devices)):
+            if size > 1 and len(free) > 0 and 2 * shape_devices[s] == size:
+                h = free[0]
+                shape[g] = s
+                shape[h] = s
+                for m in range(num_models):
+                    hosts[h, m] = hosts[g, m]
+                trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
+                trim(h, shape, hosts, weight_bytes, memory_bytes, rng)
+                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+                stuff(h, shape, hosts, weight_bytes, memory_bytes, load, rng)
+                break
+            s = (s + 1) % len(shape_devices)
+
+
+@njit(cache=True, nogil=True)
+def anneal(
+    steps, hot, cold, at_s, model, shape, hosts, best_shape, best_hosts, stage_s, num_stages, shape_devices,
+    weight_bytes, memory_bytes, slo_s, overhead_s, load, rng,
+):
+    """Simulated annealing from (shape, hosts), left at its end; the best into best_*. Returns the best's served.
+
+    hot, cold: temperatures at start and end, in requests.
+    """
+    served = np.zeros(hosts.shape[1], dtype=np.int64)
+    here = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, served)
+    best = here
+    best_shape[:] = shape
+    best_hosts[:] = hosts
+    old_shape, old_hosts = shape.copy(), hosts.copy()
+    for step in range(steps):
+        heat = hot * (cold / hot) ** (step / max(1, steps - 1))
+        old_shape[:] = shape
+        old_hosts[:] = hosts
+        propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, rng)
+        there = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, served)
+        if there >= here + heat * np.log(unit(rng) + 1e-300):
+            here = there
+            if here > best:
+                best = here
+                best_shape[:] = shape
+                best_hosts[:] = hosts
+        else:
+            shape[:] = old_shape
+            hosts[:] = old_hosts
+    return best
