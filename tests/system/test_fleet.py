@@ -1,6 +1,6 @@
 """One edge of three real executors with torch workers, through its life: applied, loaded, changed, hurt, planned again.
 
-Tests run in this order on the same edge; each leaves it serving.
+Tests run in this order on the same edge; each but the last two leaves it serving.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def edge(
 ) -> Iterator[Edge]:
     folder = tmp_path_factory.mktemp("fleet")
     epara = command_line(folder)
-    assert epara("models", "make", "models", "--seed", str(SEED)).code == 0
+    made = epara("models", "make", "models", "--seed", str(SEED), "--json")
+    assert made.code == 0, made.err
+    assert all((folder / path).is_dir() for path in made.json["models"].values())
     patch = pytest.MonkeyPatch()
     patch.setenv("OMP_NUM_THREADS", "1")
     with patch.context(), executors(NAMES, folder) as running, GrpcFleet() as fleet:
@@ -421,6 +423,15 @@ def test_executors_serve_without_a_planner_and_its_successor_continues(survived,
     done = edge.epara("history", "--store", "store", "--json")
     assert done.code == 0, done.err
     assert len(done.json) >= 3
+
+
+def test_a_drained_executor_finishes_and_takes_no_more(edge):
+    done = edge.epara("drain", edge.topology, "edge-b", "--json")
+    assert done.code == 0, done.err
+    assert done.json == {"server": "edge-b", "left_in_flight": 0, "exits": False}
+    refused = edge.epara("infer", edge.running["edge-b"].address, "classify", "--json")
+    assert refused.code == 5
+    assert "UNAVAILABLE" in refused.json["error"]["message"]
 
 
 def test_nothing_is_left_running_at_the_end(edge):
