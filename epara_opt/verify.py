@@ -84,6 +84,9 @@ class _Check:
         self.asked_at: dict[str, list[tuple[str, float]]] = {}  # by service: origin, offered
         for (service, origin), offered in self.offered.items():
             self.asked_at.setdefault(service, []).append((origin, offered))
+        self.routed: dict[str, set[str]] = {}  # by replica id: origins
+        for route in self.plan.routes:
+            self.routed.setdefault(route.replica, set()).add(route.origin)
 
     def inputs(self) -> None:
         if self.plan.topology != self.topology.name:
@@ -175,7 +178,8 @@ class _Check:
         if fills_batch(service, replica.config, near):
             return True
         num_bytes = service.request.input_bytes + service.request.output_bytes
-        for origin, offered in self.asked_at.get(replica.service, ()):
+        routed = self.routed.get(replica.id, set())  # first: their paths are needed anyway, and mostly they are enough
+        for origin, offered in sorted(self.asked_at.get(replica.service, ()), key=lambda a: a[0] not in routed):
             way = self.topology.around(origin, without=self.down).to(replica.server)
             if way is not None:
                 network_ms = way.rtt_ms + 1000.0 * num_bytes / way.bandwidth_bytes_per_s  # 0 where no link is crossed
