@@ -58,9 +58,7 @@ def arrivals_of(raw: dict[str, Any]) -> Arrivals:
 
 
 def groups_of(raw: list[dict[str, Any]], instance: Instance) -> list[Group]:
-    return [
-        Group(instance.shapes.index((g["parallel"]["op"], g["parallel"]["pp"])), tuple(g["models"])) for g in raw
-    ]
+    return [Group(instance.shapes.index((g["parallel"]["op"], g["parallel"]["pp"])), tuple(g["models"])) for g in raw]
 
 
 def measure(name: str, time_limit_s: float, seed: int) -> list[dict[str, Any]]:
@@ -80,7 +78,11 @@ def measure(name: str, time_limit_s: float, seed: int) -> list[dict[str, Any]]:
     found = search(instance, arrivals_of(data["train"]), time_limit_s=time_limit_s, seed=seed)
     wall_s = time.monotonic() - started
     best = max(
-        (data["results"][p]["heldout_test"]["slo_attainment"] for p in POLICIES if data["results"].get(p, {}).get("groups")),
+        (
+            data["results"][p]["heldout_test"]["slo_attainment"]
+            for p in POLICIES
+            if data["results"].get(p, {}).get("groups")
+        ),
     )
     return [
         {

@@ -9,8 +9,8 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, served):
-    """Requests served in time, in all; per model into served (M,).
+def replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, least, served):
+    """Requests served in time, in all; per model into served (M,). -1 once it cannot be `least` any more.
 
     shape: (G,) index of each group's shape, -1 where there is no group; hosts: (G, M) whether it holds the model.
     """
@@ -32,6 +32,8 @@ def replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, se
     for i in range(len(at_s)):
         m = model[i]
         if count[m] == 0:
+            if good + len(at_s) - i - 1 < least:
+                return -1
             continue
         g = holders[m, 0]
         last = num_stages[shape[g]] - 1
@@ -54,6 +56,8 @@ def replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, se
             served[m] += 1
             for k in range(stages):
                 clock[g, k] = finish[k]
+        elif good + len(at_s) - i - 1 < least:
+            return -1
     return good
 
 
@@ -86,7 +90,7 @@ def held_bytes(g, shape, hosts, weight_bytes):
 def trim(g, shape, hosts, weight_bytes, memory_bytes, rng):
     """Drop models at random until the group fits; first those that cannot run in its shape."""
     for m in range(hosts.shape[1]):
-        if hosts[g, m] and not weight_bytes[m, shape[g]] <= memory_bytes:
+        if hosts[g, m] and not np.isfinite(weight_bytes[m, shape[g]]):
             hosts[g, m] = False
     while held_bytes(g, shape, hosts, weight_bytes) > memory_bytes:
         m = below(rng, hosts.shape[1])
@@ -120,26 +124,42 @@ def stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng):
 
 
 @njit(cache=True, nogil=True)
-def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, rng):
+def most_lost(lost, rng):
+    """A model that loses many requests: the worst of three drawn at random."""
+    m = below(rng, len(lost))
+    for _ in range(3):
+        other = below(rng, len(lost))
+        if lost[other] > lost[m]:
+            m = other
+    return m
+
+
+@njit(cache=True, nogil=True)
+def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost, rng):
     """Change a placement in place: models of one group or two, a group's shape, two groups into one or one into two."""
     num_groups, num_models = hosts.shape
     live = np.flatnonzero(shape >= 0)
     g = live[below(rng, len(live))]
     pick = unit(rng)
-    if pick < 0.45:  # another model for one that it holds, then whatever else fits
-        for _ in range(1 + below(rng, 2)):
-            m = below(rng, num_models)
-            for _ in range(num_models):
-                if hosts[g, m]:
-                    break
-                m = (m + 1) % num_models
-            hosts[g, m] = False
+    if pick < 0.3:  # another model for one that it holds
         m = below(rng, num_models)
-        if not hosts[g, m] and held_bytes(g, shape, hosts, weight_bytes) + weight_bytes[m, shape[g]] <= memory_bytes:
-            hosts[g, m] = True
-        if unit(rng) < 0.7:
-            stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
-    elif pick < 0.6:  # only drop one: what is held less is served sooner
+        for _ in range(num_models):
+            if hosts[g, m]:
+                break
+            m = (m + 1) % num_models
+        o = most_lost(lost, rng) if unit(rng) < 0.6 else below(rng, num_models)
+        if hosts[g, m] and not hosts[g, o]:
+            room = memory_bytes - held_bytes(g, shape, hosts, weight_bytes) + weight_bytes[m, shape[g]]
+            if weight_bytes[o, shape[g]] <= room:
+                hosts[g, m], hosts[g, o] = False, True
+    elif pick < 0.47:  # one more; what must go for it goes at random
+        o = most_lost(lost, rng) if unit(rng) < 0.6 else below(rng, num_models)
+        if not hosts[g, o] and weight_bytes[o, shape[g]] <= memory_bytes:
+            trim(g, shape, hosts, weight_bytes, memory_bytes - weight_bytes[o, shape[g]], rng)
+            hosts[g, o] = True
+            if unit(rng) < 0.15:
+                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+    elif pick < 0.6:  # one less: what is held less is served sooner
         m = below(rng, num_models)
         for _ in range(num_models):
             if hosts[g, m]:
@@ -200,15 +220,35 @@ def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, rng):
 
 @njit(cache=True, nogil=True)
 def anneal(
-    steps, hot, cold, at_s, model, shape, hosts, best_shape, best_hosts, stage_s, num_stages, shape_devices,
-    weight_bytes, memory_bytes, slo_s, overhead_s, load, rng,
+    steps,
+    hot,
+    cold,
+    at_s,
+    model,
+    shape,
+    hosts,
+    best_shape,
+    best_hosts,
+    stage_s,
+    num_stages,
+    shape_devices,
+    weight_bytes,
+    memory_bytes,
+    slo_s,
+    overhead_s,
+    load,
+    rng,
 ):
     """Simulated annealing from (shape, hosts), left at its end; the best into best_*. Returns the best's served.
 
     hot, cold: temperatures at start and end, in requests.
     """
     served = np.zeros(hosts.shape[1], dtype=np.int64)
-    here = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, served)
+    asked = np.zeros(hosts.shape[1], dtype=np.int64)
+    for m in model:
+        asked[m] += 1
+    here = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, 0, served)
+    lost = asked - served
     best = here
     best_shape[:] = shape
     best_hosts[:] = hosts
@@ -217,10 +257,12 @@ def anneal(
         heat = hot * (cold / hot) ** (step / max(1, steps - 1))
         old_shape[:] = shape
         old_hosts[:] = hosts
-        propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, rng)
-        there = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, served)
-        if there >= here + heat * np.log(unit(rng) + 1e-300):
+        propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost, rng)
+        least = here + heat * np.log(unit(rng) + 1e-300)
+        there = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, least, served)
+        if there >= least:
             here = there
+            lost[:] = asked - served
             if here > best:
                 best = here
                 best_shape[:] = shape

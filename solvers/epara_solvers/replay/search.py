@@ -22,10 +22,11 @@ from epara_solvers.replay.instance import F64, I64, Arrivals, Group, Instance, r
 
 Bools = npt.NDArray[np.bool_]
 
-DAY = 6_000  # requests of a resampled day: half a millisecond to replay
-ROUND_STEPS = 250
-KEPT_STARTS = 4
-HOT, COLD = 3e-3, 2e-4  # parts of the requests: temperatures of the first round and the last
+DAY = 60_000  # requests of a resampled day: with 10,000 the search learns the accidents of each (measured)
+ROUND_STEPS = 300
+KEPT_STARTS = 2
+MAX_BUCKETS = 4
+HOT, COLD = 5e-4, 5e-5  # parts of the requests: temperatures of the first round and the last
 JUDGES = 4  # resampled days, seen by no round, that choose together with the recorded one
 
 
@@ -75,7 +76,7 @@ class Replay:
         i = self.instance
         served = np.zeros(len(i.slo_s), dtype=np.int64)
         good = kernel.replay(
-            arrivals.at_s, arrivals.model, state.shape, state.hosts, i.stage_s, self.num_stages, i.slo_s, i.overhead_s,
+            arrivals.at_s, arrivals.model, state.shape, state.hosts, i.stage_s, self.num_stages, i.slo_s, i.overhead_s, 0,
             served,
         )  # fmt: skip
         return good / max(1, len(arrivals.at_s))
@@ -109,7 +110,7 @@ def search(
     run = Replay(instance)
     total = max(1e-9, float(instance.rate_per_s.sum()))
     draw = np.random.default_rng([seed, 7])
-    judges = [recorded, *(resampled(instance, 2 * DAY / total, draw) for _ in range(JUDGES))]
+    judges = [recorded, *(resampled(instance, DAY / total, draw) for _ in range(JUDGES))]
     starts = _starts(run, judges[1:], np.array([seed], dtype=np.uint64))
 
     def part(done: int) -> float:
@@ -159,18 +160,28 @@ def _joined(recorded: Arrivals, instance: Instance, rng: np.random.Generator, du
 
 
 def _starts(run: Replay, days: Sequence[Arrivals], rng: npt.NDArray[np.uint64]) -> list[_State]:
-    """Uniform groups of every shape, the best on the given days first."""
+    """Uniform groups of every shape, shared by all models or split between quick and slow ones; the best first."""
     i = run.instance
     found: list[tuple[float, _State]] = []
     for s, devices in enumerate(run.shape_devices.tolist()):
-        if devices > i.num_devices:
-            continue
-        shape = np.full(i.num_devices, -1, dtype=np.int64)
-        shape[: i.num_devices // devices] = s
-        hosts = np.zeros((i.num_devices, len(i.slo_s)), dtype=np.bool_)
-        for g in range(i.num_devices // devices):
-            kernel.stuff(g, shape, hosts, i.weight_bytes, i.memory_bytes, run.load, rng)
-        state = _State(shape, hosts)
-        found.append((float(np.mean([run.score(d, state) for d in days])), state))
+        num = i.num_devices // devices
+        for buckets in range(1, min(num, MAX_BUCKETS) + 1):
+            shape = np.full(i.num_devices, -1, dtype=np.int64)
+            shape[:num] = s
+            hosts = np.zeros((i.num_devices, len(i.slo_s)), dtype=np.bool_)
+            for g, loads in enumerate(_shared(run, buckets, num)):
+                kernel.stuff(g, shape, hosts, i.weight_bytes, i.memory_bytes, loads, rng)
+            state = _State(shape, hosts)
+            found.append((float(np.mean([run.score(d, state) for d in days])), state))
     found.sort(key=lambda f: -f[0])
     return [state for _, state in found[:KEPT_STARTS]]
+
+
+def _shared(run: Replay, buckets: int, num_groups: int) -> list[F64]:
+    """For every group the load of the models it is for, 0 for others: buckets by SLO, groups by the buckets' load."""
+    order = np.argsort(run.instance.slo_s, kind="stable")
+    before = np.cumsum(run.load[order]) - run.load[order] / 2
+    total = max(1e-12, float(run.load.sum()))
+    bucket = np.zeros(len(order), dtype=np.int64)
+    bucket[order] = np.minimum(buckets - 1, (before / total * buckets).astype(np.int64))
+    return [np.where(bucket == g * buckets // num_groups, run.load, 0.0) for g in range(num_groups)]
