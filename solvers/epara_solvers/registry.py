@@ -129,8 +129,10 @@ def _column_planner(*, threads: int, gap: float) -> Planner:
     """Imported here: numba takes a second, and an executor's host has none."""
     if not is_installed("numba"):
         raise NoSolverError("columns cannot be used: numba is not installed (pip install 'epara-opt[planner]')")
+    from epara_solvers.columns.ready import make_ready
     from epara_solvers.planners.columns import ColumnPlanner
 
+    make_ready()
     finisher = next((candidate for candidate in AUTO if not _why_not(candidate)), None)
     return ColumnPlanner(exact=ExactPlanner(IsolatedBackend(finisher)) if finisher else None, threads=threads, gap=gap)
 

@@ -1,6 +1,6 @@
 # pyright: basic
 # Kernels have no annotations: numba infers the types of what it is given.
-"""The replay in compiled code, and the search by simulated annealing around it. See replay.instance for what it means."""
+"""The replay in compiled code, and simulated annealing around it. See replay.instance for what it means."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def most_lost(lost, rng):
 @njit(cache=True, nogil=True)
 def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost, rng):
     """Change a placement in place: models of one group or two, a group's shape, two groups into one or one into two."""
-    num_groups, num_models = hosts.shape
+    num_models = hosts.shape[1]
     live = np.flatnonzero(shape >= 0)
     g = live[below(rng, len(live))]
     pick = unit(rng)

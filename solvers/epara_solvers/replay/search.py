@@ -76,8 +76,8 @@ class Replay:
         i = self.instance
         served = np.zeros(len(i.slo_s), dtype=np.int64)
         good = kernel.replay(
-            arrivals.at_s, arrivals.model, state.shape, state.hosts, i.stage_s, self.num_stages, i.slo_s, i.overhead_s, 0,
-            served,
+            arrivals.at_s, arrivals.model, state.shape, state.hosts, i.stage_s, self.num_stages, i.slo_s, i.overhead_s,
+            0, served,
         )  # fmt: skip
         return good / max(1, len(arrivals.at_s))
 
