@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from epara_opt.errors import PlanRejected
 from epara_opt.formulation.compact import Column, columns_of
@@ -112,19 +113,46 @@ def certified_bound(problem: PlacementProblem, certificate: Certificate) -> floa
     total = sum(certificate.demand.get(d.service, {}).get(d.origin, 0.0) * d.offered for d in problem.demand) + sum(
         price * widths.get((a, b), 0.0) for a, ends in certificate.links.items() for b, price in ends.items()
     )
-    pools: dict[tuple[str, str], list[Column]] = {}
+    return total + sum(_packing(pool, 0) for pool in _pools(problem, certificate))
+
+
+def worth_of_one_more(problem: PlacementProblem, certificate: Certificate) -> dict[tuple[str, str], float]:
+    """What one more device at each (server, device type) could add at these prices: an estimate, to choose by.
+
+    No plan for one more device gains more than the bound rises by, and the bound rises by at most this.
+    """
+    return {
+        (pool.server, pool.device_type): _packing(pool, 1) - _packing(pool, 0) for pool in _pools(problem, certificate)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    server: str
+    device_type: str
+    count: int
+    gains: dict[int, list[float]]  # by devices of a group: what single copies add, the highest first
+
+
+def _pools(problem: PlacementProblem, certificate: Certificate) -> Iterator[_Pool]:
+    columns: dict[tuple[str, str], list[Column]] = {}
     for column in columns_of(problem):
-        pools.setdefault((column.server, column.content.device_type), []).append(column)
+        columns.setdefault((column.server, column.content.device_type), []).append(column)
     prices: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    for (server, device_type), columns in pools.items():
+    for (server, device_type), mine in columns.items():
         count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
-        gains: dict[int, list[float]] = {}  # by devices of a group: what single copies add
-        for column in columns:
-            size = column.content.num_devices
-            copies = min(column.max_groups, count // size)
-            gains.setdefault(size, []).extend(_copies(problem, certificate, prices, column, copies))
-        total += _knapsack({s: sorted(g, reverse=True)[: count // s] for s, g in gains.items()}, count)
-    return total
+        gains: dict[int, list[float]] = {}
+        for column in mine:
+            copies = min(column.max_groups, count // column.content.num_devices)
+            found = _copies(problem, certificate, prices, column, copies)
+            gains.setdefault(column.content.num_devices, []).extend(found)
+        yield _Pool(server, device_type, count, {s: sorted(g, reverse=True) for s, g in gains.items()})
+
+
+def _packing(pool: _Pool, more: int) -> float:
+    """What the pool's best packing earns after prices, with so many devices more."""
+    count = pool.count + more
+    return _knapsack({size: gains[: count // size] for size, gains in pool.gains.items()}, count)
 
 
 def _edge_prices(

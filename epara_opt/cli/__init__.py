@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from epara_opt.cli import cycle, demo, fleet, load, models, planning, topology
+from epara_opt.cli import advice, cycle, demo, fleet, load, models, planning, topology
 from epara_opt.cli.output import err
 from epara_opt.errors import EparaError, InputError, PlanRejected
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(topology.app, name="topology")
 app.add_typer(models.app, name="models")
-for module in (demo, planning, fleet, load, cycle, models):
+for module in (demo, planning, advice, fleet, load, cycle, models):
     module.register(app)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from epara_opt.formulation.compact import Column, EdgeUse, Encoded
 from epara_opt.formulation.program import FloatArray
 from epara_opt.placement import Flow, PlacedGroup, Placement, link_use, link_widths, without_idle
-from epara_opt.problem import Content, PlacementProblem
+from epara_opt.problem import Content, PlacementProblem, Resident
 
 INTEGRALITY = 1e-4  # a count this close to a whole number is that number; anything else is rounded down
 NEGLIGIBLE = 1e-7  # part of an origin's demand that is not worth a route
@@ -35,13 +35,17 @@ def decode(encoded: Encoded, x: FloatArray) -> Placement:
     problem = encoded.problem
     groups: list[PlacedGroup] = []
     supplies: dict[tuple[str, str, float], list[_Supply]] = {}
+    kept: dict[tuple[Resident, ...], int] = {}  # of a class: how many have a group already, whatever it holds
     for column in encoded.columns:
         num_groups = whole(float(x[column.index]))
         if num_groups < 1:
             continue
         time_left = _time_per_group(column, num_groups, x)
-        for nth, times in enumerate(time_left):
-            resident = column.residents[nth] if column.residents else None
+        for times in time_left:
+            resident = None
+            if column.residents:
+                resident = column.residents[kept.get(column.residents, 0)]
+                kept[column.residents] = kept.get(column.residents, 0) + 1
             for tenant, earning, time in zip(column.content.tenants, column.earning, times, strict=True):
                 supplies.setdefault((tenant.service, column.server, earning), []).append(
                     _Supply(len(groups), tenant.response_ms, time * tenant.work_per_s)

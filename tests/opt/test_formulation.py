@@ -188,3 +188,23 @@ def test_rows_pack_in_order_and_drop_zeros() -> None:
     assert rows.coefficient.tolist() == [2.0, 0.5, -1.0]
     assert rows.upper.tolist() == [4.0, 0.0]
     assert np.isneginf(rows.lower).all()
+
+
+def test_residents_alike_are_kept_once_each_by_groups_of_different_contents(make) -> None:
+    """Two columns on one class of residents: each group that keeps one keeps another."""
+    services = [make.latency("classify"), make.latency("detect")]
+    rows = [make.row("classify", latency_ms=10.0), make.row("detect", latency_ms=15.0)]
+    demand = [make.offer("classify", "a", 10.0), make.offer("detect", "a", 10.0)]
+    alike = tuple(resident(f"a/l4/{d}/1", d, "classify", "detect") for d in (0, 1))
+    problem = replace(make.edge(services=services, rows=rows, demand=demand).problem(), residents=alike)
+    encoded = encode(problem)
+    kept = [c for c in encoded.columns if c.residents and len(c.earning) == 1]
+    assert len(kept) == 2
+    x = np.zeros(encoded.program.num_vars)
+    for column in kept:
+        x[column.index] = 1.0
+    for use in encoded.uses:
+        if use.earning == 1.0 and use.edge.server == "a":
+            x[use.index] = 0.5
+    groups = [g.resident.group for g in decode(encoded, x).groups if g.resident is not None]
+    assert sorted(groups) == ["a/l4/0/1", "a/l4/1/1"]

@@ -84,7 +84,7 @@ class ColumnPlanner:
                 self._budget or Budget(time_limit_s=self._engine_s(ground, left_s())),
                 seed=self._seed,
                 threads=self._threads,
-                start=prices_of(ground, in_force.certificate if in_force else None),
+                start=prices_of(ground, in_force),
                 in_force=in_force,
                 gap=self._gap,
             )
@@ -143,12 +143,19 @@ class ColumnPlanner:
         return found.placement, stop, bound, (*notes, *found.notes)
 
 
-def prices_of(ground: Ground, certificate: Certificate | None) -> Prices | None:
-    """Prices of an earlier plan on this problem; demand that is new there costs what its service does on average."""
-    if certificate is None:
+def prices_of(ground: Ground, in_force: Plan | None) -> Prices | None:
+    """Prices of an earlier plan on this problem; demand that is new since costs what its service does on average."""
+    if in_force is None or in_force.certificate is None:
         return None
-    means = {s: sum(p.values()) / len(p) for s, p in certificate.demand.items() if p}
-    pi = [certificate.demand.get(d.service, {}).get(d.origin, means.get(d.service, 0.0)) for d in ground.problem.demand]
+    certificate = in_force.certificate
+    priced = {(part.service, part.origin): 0.0 for part in (*in_force.routes, *in_force.unserved)}
+    priced |= {(s, o): p for s, prices in certificate.demand.items() for o, p in prices.items()}
+    totals: dict[str, tuple[float, int]] = {}
+    for (service, _), price in priced.items():
+        total, number = totals.get(service, (0.0, 0))
+        totals[service] = (total + price, number + 1)
+    means = {service: total / number for service, (total, number) in totals.items()}
+    pi = [priced.get((d.service, d.origin), means.get(d.service, 0.0)) for d in ground.problem.demand]
     beta = [certificate.links.get(a, {}).get(b, 0.0) for a, b in ground.table.link_ends]
     return Prices(np.clip(np.array(pi), 0.0, ground.arrays.worth), np.maximum(0.0, np.array(beta, dtype=np.float64)))
 

@@ -199,7 +199,7 @@ def test_old_prices_bound_the_next_cycle_at_once(busy: PlacementProblem) -> None
     more = [replace(d, offered=d.offered if d.is_streams else d.offered * 1.02) for d in busy.demand]
     later = build_problem(busy.topology, busy.catalogue, rules=busy.rules, demand=more)
     ground = ground_of(later)
-    start = prices_of(ground, first.certificate)
+    start = prices_of(ground, first)
     assert start is not None
     assert first.certificate is not None
     assert Pricer(ground)(start).bound <= first.certificate.bound * 1.03
