@@ -143,8 +143,10 @@ def _pools(problem: PlacementProblem, certificate: Certificate) -> Iterator[_Poo
         count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
         gains: dict[int, list[float]] = {}
         for column in mine:
-            copies = min(column.max_groups, count // column.content.num_devices)
-            found = _copies(problem, certificate, prices, column, copies)
+            full = not column.residents and column.max_groups == count // column.content.num_devices
+            # One copy more than there are devices for: it gains less than those before it, so no packing of what
+            # there is takes it, but `worth_of_one_more` may.
+            found = _copies(problem, certificate, prices, column, column.max_groups + full)
             gains.setdefault(column.content.num_devices, []).extend(found)
         yield _Pool(server, device_type, count, {s: sorted(g, reverse=True) for s, g in gains.items()})
 
