@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from epara_opt.domain.routes import Path
+from epara_opt.domain.routes import Path, Search
 from epara_opt.domain.service import Demand
 from epara_opt.domain.topology import Topology
 
@@ -24,6 +24,7 @@ Int32Array = npt.NDArray[np.int32]
 
 LEAST_SERVERS = 8  # for every demand, however many edges that makes
 CHECK_EVERY = 8  # servers settled between two looks whether an origin has enough
+LOOKED_AT = 40  # times as many servers as are wanted: where a service finds too few among them, it has too few
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,9 @@ def make_edges(
     num_paths = 0
     for origin, members in at.items():
         of = np.array([index[demand[i].service] for i in members])
-        way = _way(topology, origin, down, place, deadline[of], num_bytes[of], least[of], most if cut else None)
+        # Where only the nearest are wanted, what was explored around an origin is not kept: there may be thousands.
+        search = topology.explore(origin, without=down) if cut else topology.around(origin, without=down)
+        way = _way(search, place, deadline[of], num_bytes[of], least[of], most if cut else None)
         network = _network_ms(way, num_bytes[of])  # (members, W)
         slack = deadline[of][:, None] - network
         usable = slack >= 0
@@ -198,7 +201,6 @@ def make_edges(
         needed, path = np.unique(col, return_inverse=True)
         parts.append((way.server[col].astype(np.int64), of[row], np.array(members)[row], num_paths + path))
         reals.append((network[row, col], slack[row, col]))
-        search = topology.around(origin, without=down)
         path_hops += [search.links(hosts[way.server[i]]) for i in needed.tolist()]
         path_rtt.append(way.rtt_ms[needed])
         path_width.append(way.width[needed])
@@ -258,9 +260,7 @@ def _network_ms(way: _Way, num_bytes: FloatArray) -> FloatArray:
 
 
 def _way(
-    topology: Topology,
-    origin: str,
-    down: frozenset[str],
+    search: Search,
     place: Mapping[str, int],
     deadline_ms: FloatArray,  # (M,) of the services asked for here
     num_bytes: FloatArray,  # (M,)
@@ -268,7 +268,6 @@ def _way(
     enough: int | None,  # useful servers for every service, then stop; None: all in reach
 ) -> _Way:
     """Hosts around an origin, nearest first, until a deadline or `enough` ends it."""
-    search = topology.around(origin, without=down)
     server: list[int] = []
     rtt: list[float] = []
     width: list[float] = []
@@ -293,5 +292,7 @@ def _way(
             else:
                 useful += deadline_ms - there_ms >= least_response_ms[:, host]
             if len(server) % CHECK_EVERY == 0 and (useful >= enough).all():
+                break
+            if len(server) >= LOOKED_AT * enough:
                 break
     return _Way(np.array(server, dtype=np.int32), np.array(rtt), np.array(width))

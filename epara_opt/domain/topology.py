@@ -194,6 +194,10 @@ class Topology:
             search = self._searches[without, origin] = Search(self._neighbours, origin, without)
         return search
 
+    def explore(self, origin: str, *, without: frozenset[str] = frozenset()) -> Search:
+        """As `around`, for one look: nothing is remembered."""
+        return Search(self._neighbours, origin, without)
+
     def path(self, origin: str, target: str, *, without: frozenset[str] = frozenset()) -> Path | None:
         """Least-RTT path around the servers `without`, or None where there is none."""
         return self.around(origin, without=without).path(target) if origin in self.servers else None
