@@ -106,6 +106,16 @@ def test_neighbour_links_leave_no_island_and_no_duplicate(neighbours: int) -> No
     assert len({frozenset(link.between) for link in links}) == len(links)
 
 
+def test_many_sites_in_far_apart_towns_are_linked_without_looking_at_every_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    town = [(i * 37 % 11 / 100, i * 17 % 13 / 100) for i in range(40)]
+    sites = [Site(name=f"{t}-{i}", lat=t * 10 + a, lon=b) for t in range(3) for i, (a, b) in enumerate(town)]
+    every_pair = nearest_neighbour_links(sites, neighbours=2, floor_ms=0.1, bandwidth_mbps=100)
+    monkeypatch.setattr("epara_opt.importers.geography.FEW", 1)  # and NEAR is 32: a town's sites see their town alone
+    assert set(nearest_neighbour_links(sites, neighbours=2, floor_ms=0.1, bandwidth_mbps=100)) == set(every_pair)
+
+
 # --- GraphML ---------------------------------------------------------------------------------------------------
 
 
