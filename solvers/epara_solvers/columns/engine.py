@@ -32,6 +32,8 @@ BATCH_S = 0.4  # wanted length of a batch of rounds
 FIRST_BATCH = 64  # rounds
 SAME = 1e-6  # relative: what is in force stays unless something earns more by so much
 COOL_AT = 0.9  # of the time: annealing is over
+ROUTING_PART = 0.25  # of the time of repacking: best flows for the groups there are
+ROUNDS_PER_REGION = 256  # under a budget of counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class _Run:
         self._search = Repacker(ground, seed=seed, threads=1)
         self._wide = Repacker(ground, seed=seed + 1, threads=threads)
         self._rounds = 0
+        self._region_s = 0.05  # that routing a region takes; measured as it goes
 
     def close(self) -> None:
         for part in (self._pricer, self._search, self._wide):
@@ -99,6 +102,9 @@ class _Run:
     def _part(self) -> float:
         """Of the time limit: how much is gone."""
         return (self._clock() - self._started) / max(1e-9, self._budget.time_limit_s)
+
+    def _left_s(self) -> float:
+        return (1.0 - self._part()) * self._budget.time_limit_s
 
     def _over(self, part: float) -> Callable[[], bool]:
         return (lambda: False) if self._counted else (lambda: self._part() >= part)
@@ -156,7 +162,9 @@ class _Run:
             batch = min(FIRST_BATCH * 32, rounds - self._rounds)
             heat = max(0.0, 1.0 - self._rounds / rounds / COOL_AT)
             self._wide.repack(batch, heat=heat)
+            self._wide.reroute(batch // ROUNDS_PER_REGION)
             self._rounds += batch
+        self._wide.reroute(self._wide.regions)
 
     def _hand_over(self) -> None:
         """The many-threaded search goes on where the other stands."""
@@ -180,9 +188,12 @@ class _Run:
         helper.start()
         try:
             self._repack_until(volume, lambda: done.is_set() or self._part() >= 1.0, self._search)
+            self._better_start(volume)
             self._hand_over()
             self._wide.under(volume.prices, volume.priced)
-            self._repack_until(volume, lambda: self._part() >= 1.0, self._wide)
+            self._reroute_all()
+            self._repack_until(volume, lambda: self._left_s() <= self._sweep_s(), self._wide)
+            self._reroute_all()
         finally:
             helper.join()
         if failed:
@@ -192,7 +203,7 @@ class _Run:
         return self._target() >= volume.bound * (1.0 - self._gap)
 
     def _repack_until(self, volume: Volume, is_over: Callable[[], bool], search: Repacker) -> None:
-        batch = FIRST_BATCH
+        batch, owed_s = FIRST_BATCH, 0.0
         seen = volume.prices
         while not is_over() and not self._closed(volume):
             if volume.prices is not seen:
@@ -202,5 +213,28 @@ class _Run:
             heat = max(0.0, 1.0 - self._part() / COOL_AT)
             self._rounds += search.repack(batch, heat=heat)
             took_s = max(1e-4, self._clock() - at)
-            left_s = (1.0 - self._part()) * self._budget.time_limit_s
-            batch = max(16, int(batch * min(2.0, min(BATCH_S, max(0.02, left_s)) / took_s)))
+            batch = max(16, int(batch * min(2.0, min(BATCH_S, max(0.02, self._left_s())) / took_s)))
+            if search is self._wide:
+                owed_s += took_s * ROUTING_PART / (1.0 - ROUTING_PART)
+                regions = min(int(owed_s / self._region_s), search.regions)
+                if regions > 0:
+                    owed_s -= self._reroute(regions)
+
+    def _reroute(self, regions: int) -> float:
+        """Seconds that it took."""
+        at = self._clock()
+        self._wide.reroute(regions)
+        took_s = max(1e-4, self._clock() - at)
+        self._region_s = 0.5 * (self._region_s + took_s / regions)
+        return took_s
+
+    def _sweep_s(self) -> float:
+        return self._wide.regions * self._region_s
+
+    def _reroute_all(self) -> None:
+        """Each server once, while there is time."""
+        left = self._wide.regions
+        while left > 0 and self._left_s() > 0.0:
+            regions = max(1, min(left, int(BATCH_S / self._region_s), int(self._left_s() / self._region_s)))
+            self._reroute(regions)
+            left -= regions

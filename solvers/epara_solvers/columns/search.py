@@ -7,6 +7,7 @@ do when, and after each batch the regions are drawn anew.
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ from epara_solvers.columns import packing, pricing
 from epara_solvers.columns.arrays import F64, I8, I32, I64, Ground
 from epara_solvers.columns.dual import SERVERS_PER_THREAD, Priced, Prices
 from epara_solvers.columns.packing import Packing
+from epara_solvers.columns.routing import Router
 
 from epara_opt.domain.parallel import ParallelConfig
 from epara_opt.placement import Flow, PlacedGroup, Placement
@@ -21,6 +23,8 @@ from epara_opt.plan import Plan, Route
 
 THETA = 0.9  # of the prices, for the first construction: measured best of 0, 0.5, 0.9 and 1 at 20, 100, 1,000 servers
 HEAT = 0.05  # of a mean group's gain, at the start of annealing
+REGION = 40  # servers routed together
+LP_LIMIT_S = 10.0  # a region's program ends in hundredths of a second; this is for the one that does not
 
 
 class Repacker:
@@ -49,6 +53,9 @@ class Repacker:
         self._pi = np.zeros(len(a.offered))
         self._packing_value = np.zeros(ground.num_servers)
         self._regret = np.zeros(ground.num_servers)
+        self._router = Router(ground, self.packing.pool_slot)
+        self._place = {name: i for i, name in enumerate(ground.table.servers)}
+        self._routed = np.zeros(ground.num_servers, dtype=np.int64)  # how often
 
     @property
     def value(self) -> float:
@@ -133,13 +140,12 @@ class Repacker:
         if self._pool is None:
             done = self._repack(0, self.packing, rounds, self._whole, 0, warmth)
         else:
-            region = self._regions()
+            region = self._halves()
             parts = self._parts(region)
             each = rounds // self._threads
             jobs = [self._pool.submit(self._repack, i, parts[i], each, region, i, warmth) for i in range(self._threads)]
             done = sum(job.result() for job in jobs)
-            np.sum([p.demand_left for p in parts], axis=0, out=self.packing.demand_left)
-            np.sum([p.link_left for p in parts], axis=0, out=self.packing.link_left)
+            self._join(parts)
         self._keep_best()
         return done
 
@@ -166,26 +172,60 @@ class Repacker:
         )
         return done
 
-    def _regions(self) -> I8:
-        """Servers by distance from a random one, cut into as many parts as there are threads."""
-        servers = self.ground.table.servers
+    @property
+    def regions(self) -> int:
+        """Regions to route for each server to have been inside one, not only at its rim."""
+        return max(1, -(-2 * self.ground.num_servers // REGION))
+
+    def reroute(self, regions: int) -> float:
+        """Best flows inside so many regions, those first that were routed longest ago. Returns what they earn more."""
+        if self._pool is None or regions < self._threads:
+            gained = sum(self._reroute(self.packing, self._whole, 0) for _ in range(regions))
+        else:
+            region = self._halves()
+            parts = self._parts(region)
+            each = regions // self._threads
+            jobs = [
+                self._pool.submit(lambda i=i: sum(self._reroute(parts[i], region, i) for _ in range(each)))
+                for i in range(self._threads)
+            ]
+            gained = sum(job.result() for job in jobs)
+            self._join(parts)
+        self._keep_best()
+        return gained
+
+    def _reroute(self, part: Packing, region: I8, mine: int) -> float:
+        """One region of servers near the one of ours that was routed longest ago."""
+        ours = np.flatnonzero(region == mine)
+        pivot = int(ours[np.argmin(self._routed[ours])])
+        near = [n for n in self._nearest(pivot, 2 * REGION) if region[n] == mine][:REGION]
+        self._routed[near[: -(-len(near) // 2)]] += 1
+        return self._router.improve(part, np.array(near, dtype=np.int64), time_limit_s=LP_LIMIT_S)
+
+    def _nearest(self, pivot: int, most: int) -> list[int]:
+        """Servers by round trip from one, itself first."""
         problem = self.ground.problem
-        place = {name: i for i, name in enumerate(servers)}
-        pivot = servers[int(self._draw.integers(len(servers)))]
-        region = np.full(len(servers), self._threads - 1, dtype=np.int8)
-        near = (
-            place[s.server] for s in problem.topology.around(pivot, without=problem.down).nearest() if s.server in place
-        )
-        size = -(-len(servers) // self._threads)
-        for rank, n in enumerate(near):
-            region[n] = rank // size
+        near = problem.topology.around(self.ground.table.servers[pivot], without=problem.down).nearest()
+        return list(itertools.islice((self._place[s.server] for s in near if s.server in self._place), most))
+
+    def _halves(self) -> I8:
+        """Servers by distance from a random one, cut into as many parts as there are threads."""
+        num = self.ground.num_servers
+        region = np.full(num, self._threads - 1, dtype=np.int8)
+        size = -(-num // self._threads)
+        near = self._nearest(int(self._draw.integers(num)), num)
+        region[near] = np.arange(len(near)) // size
         return region
+
+    def _join(self, parts: list[Packing]) -> None:
+        """What parts have left is left of the whole."""
+        np.sum([p.demand_left for p in parts], axis=0, out=self.packing.demand_left)
+        np.sum([p.link_left for p in parts], axis=0, out=self.packing.link_left)
 
     def _parts(self, region: I8) -> list[Packing]:
         """The packing as each region sees it: the same slots, and its own share of what is left."""
-        table = self.ground.table
+        table, place = self.ground.table, self._place
         home = region[table.server[self._demand_edge[self._demand_start[:-1]]]] if len(table) else np.zeros(0)
-        place = {name: i for i, name in enumerate(table.servers)}
         ends = np.array([[place.get(end, -1) for end in pair] for pair in table.link_ends]).reshape(-1, 2)
         ends = np.where(ends < 0, ends[:, ::-1], ends)  # an end without devices counts with the other
         parts: list[Packing] = []
