@@ -56,6 +56,7 @@ class Arrays(NamedTuple):
     content_worth: F64  # (C, T) weight
     content_fresh: F64  # (C, T) earning share of a tenant that must be loaded
     content_devices: I64  # (C,)
+    every_column: I32  # (K,) 0, 1, 2, ...
     column_content: I32  # (K,)
     column_class: I32  # (K,) of residents; -1: new
     column_loaded: I8  # (K,) bit t: tenant t is loaded in the class
@@ -167,6 +168,7 @@ def ground_of(problem: PlacementProblem) -> Ground:
             content_worth=rows.worth,
             content_fresh=rows.fresh,
             content_devices=rows.devices,
+            every_column=np.arange(len(sifted.content), dtype=np.int32),
             column_content=sifted.content,
             column_class=sifted.resident_class,
             column_loaded=sifted.loaded,

@@ -1,33 +1,30 @@
 """The column engine: prices and a bound, a packing and its repacking, together until the deadline.
 
-1. Prices for groups of one service each: a tenth of the columns, so a tenth of the time, and nearly the same prices.
-2. Prices for all columns, on a thread of its own, while the first packing is built under the prices so far and
-   repacked. Every batch sees the newest prices; every step of the prices aims at the newest value.
-3. When the prices no longer move, all threads repack.
+1. Prices: first for groups of one service each, a tenth of the columns, so a tenth of the time; then for all.
+2. A packing is built under the prices, and repacked; between batches of rounds, regions get their best flows.
 
-Under a deadline threads meet when they do, so two runs may differ in the last places. Under a budget of steps and
-rounds the parts run one after the other and a seed decides everything.
+Each part uses all threads. Under a deadline the clock decides how often each of them turns, so two runs may differ in
+the last places. Under a budget of steps and rounds a seed decides everything.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from epara_solvers.columns.arrays import Ground
-from epara_solvers.columns.dual import Priced, Pricer, Prices, Volume, descend
+from epara_solvers.columns.descent import Descent
+from epara_solvers.columns.dual import Priced, Pricer, Prices
 from epara_solvers.columns.packing import Packing, copy_packing
 from epara_solvers.columns.search import Repacker
 
 from epara_opt.placement import Placement
 from epara_opt.plan import Plan
 
-ALONE_STEPS = 150
-ALONE_PART = 0.1  # of the time, at most
-PRICES_PART = 0.6  # of the time: by then prices stop
+PRICES_PART = 0.3  # of the time, at most
+MOST_STEPS = 1_000  # of prices: more of them, each smaller, prove nothing more
+MEET_EVERY = 32  # steps of prices, between looks whether they prove the value at hand
 BATCH_S = 0.4  # wanted length of a batch of rounds
 FIRST_BATCH = 64  # rounds
 SAME = 1e-6  # relative: what is in force stays unless something earns more by so much
@@ -84,20 +81,18 @@ class _Run:
     def __init__(
         self, ground: Ground, budget: Budget, *, seed: int, threads: int, gap: float, clock: Callable[[], float]
     ) -> None:
-        a = ground.arrays
-        self._budget, self._gap, self._clock = budget, gap, clock
+        self._budget, self._gap, self._clock, self._seed = budget, gap, clock, seed
         self._started = clock()
-        self._counted = budget.steps is not None and budget.rounds is not None
-        self._nothing = Prices(np.zeros(len(a.offered)), np.zeros(len(a.link_width)))
         self._pricer = Pricer(ground, threads=threads)
-        self._search = Repacker(ground, seed=seed, threads=1)
-        self._wide = Repacker(ground, seed=seed + 1, threads=threads)
+        self._search = Repacker(ground, seed=seed, threads=threads)
+        self._descent: Descent | None = None
         self._rounds = 0
         self._region_s = 0.05  # that routing a region takes; measured as it goes
 
     def close(self) -> None:
-        for part in (self._pricer, self._search, self._wide):
-            part.close()
+        for part in (self._pricer, self._search, self._descent):
+            if part is not None:
+                part.close()
 
     def _part(self) -> float:
         """Of the time limit: how much is gone."""
@@ -106,135 +101,99 @@ class _Run:
     def _left_s(self) -> float:
         return (1.0 - self._part()) * self._budget.time_limit_s
 
-    def _over(self, part: float) -> Callable[[], bool]:
-        return (lambda: False) if self._counted else (lambda: self._part() >= part)
-
     def all(self, start: Prices | None, in_force: Plan | None) -> Solved:
         staying: Packing | None = None
-        volume = Volume(self._pricer, start or self._nothing, alone=start is None)
-        self._search.under(volume.prices, volume.priced)
+        descent = self._descent = Descent(self._pricer, start, seed=self._seed)
+        search = self._search
+        search.under(descent.prices, descent.priced, descent.active())
         if in_force is not None:
-            self._search.resume(in_force)
-            staying = copy_packing(self._search.packing)
-        self._search.construct()
+            search.resume(in_force)
+            staying = copy_packing(search.packing)
+        search.construct()
         if start is None:
-            descend(volume, self._target(), steps=ALONE_STEPS, time_is_up=self._over(ALONE_PART))
-            volume.widen()
-            self._better_start(volume)
-        if self._counted:
-            descend(volume, self._target(), steps=self._budget.steps or 0, time_is_up=lambda: False)
-            self._better_start(volume)
-            self._repack_counted(self._budget.rounds or 0)
+            descent.alone(lambda: self._budget.steps is None and self._part() >= PRICES_PART / 2)
+        self._descend(descent)
+        self._better_start(descent)
+        if self._budget.rounds is not None:
+            self._repack_counted(self._budget.rounds)
         else:
-            self._side_by_side(volume)
-        best = max((self._search, self._wide), key=lambda r: r.best_value)
-        if staying is not None and best.best_value <= float(staying.gain.sum()) * (1.0 + SAME):
-            best.best, best.best_value = staying, float(staying.gain.sum())
+            self._repack_until_over(descent)
+        if staying is not None and search.best_value <= float(staying.gain.sum()) * (1.0 + SAME):
+            search.best, search.best_value = staying, float(staying.gain.sum())
         return Solved(
-            placement=best.placement(),
-            value=best.best_value,
-            bound=volume.bound,
-            prices=volume.prices,
-            priced=volume.priced,
-            steps=volume.steps,
+            placement=search.placement(),
+            value=search.best_value,
+            bound=descent.bound,
+            prices=descent.prices,
+            priced=descent.priced,
+            steps=descent.sweeps,
             rounds=self._rounds,
         )
 
-    def _target(self) -> float:
-        return max(self._search.best_value, self._wide.best_value)
+    def _descend(self, descent: Descent) -> None:
+        steps = self._budget.steps
+        begun = self._part()
+        while True:
+            by_count = descent.sweeps / (MOST_STEPS if steps is None else max(1, steps))
+            by_clock = 0.0 if steps is not None else (self._part() - begun) / max(1e-9, PRICES_PART - begun)
+            part = max(by_count, by_clock)
+            if part >= 1.0 or (descent.sweeps % MEET_EVERY == 0 and self._closed(descent)):
+                break
+            descent.step(part)
+        descent.prove()
 
-    def _better_start(self, volume: Volume) -> None:
-        """Build anew under new prices, where that beats what the old ones led to."""
-        fresh = Repacker(self._search.ground, seed=1)
-        fresh.under(volume.prices, volume.priced)
+    def _better_start(self, descent: Descent) -> None:
+        """Build anew under the prices, where that beats what there is."""
+        search = self._search
+        search.under(descent.prices, descent.priced, descent.active())
+        fresh = Repacker(search.ground, seed=self._seed)
+        fresh.under(descent.prices, descent.priced, descent.active())
         fresh.construct()
-        if fresh.value > self._search.value:
-            self._search.packing, self._search.best, self._search.best_value = (
-                fresh.packing,
-                fresh.best,
-                fresh.best_value,
-            )
-        self._search.under(volume.prices, volume.priced)
+        if fresh.value > search.value:
+            search.take(fresh)
 
     def _repack_counted(self, rounds: int) -> None:
-        self._hand_over()
         while self._rounds < rounds:
             batch = min(FIRST_BATCH * 32, rounds - self._rounds)
             heat = max(0.0, 1.0 - self._rounds / rounds / COOL_AT)
-            self._wide.repack(batch, heat=heat)
-            self._wide.reroute(batch // ROUNDS_PER_REGION)
+            self._search.repack(batch, heat=heat)
+            self._search.reroute(batch // ROUNDS_PER_REGION)
             self._rounds += batch
-        self._wide.reroute(self._wide.regions)
+        self._search.reroute(self._search.regions)
 
-    def _hand_over(self) -> None:
-        """The many-threaded search goes on where the other stands."""
-        w, s = self._wide, self._search
-        w.packing, w.best, w.best_value = s.packing, s.best, s.best_value
+    def _closed(self, descent: Descent) -> bool:
+        return self._search.best_value >= descent.bound * (1.0 - self._gap)
 
-    def _side_by_side(self, volume: Volume) -> None:
-        done = threading.Event()
-        failed: list[BaseException] = []
-
-        def improve_prices() -> None:
-            try:
-                while not (self._part() >= PRICES_PART or volume.is_flat or self._closed(volume)):
-                    volume.step(self._target())
-            except BaseException as e:
-                failed.append(e)
-            finally:
-                done.set()
-
-        helper = threading.Thread(target=improve_prices, name="prices", daemon=True)
-        helper.start()
-        try:
-            self._repack_until(volume, lambda: done.is_set() or self._part() >= 1.0, self._search)
-            self._better_start(volume)
-            self._hand_over()
-            self._wide.under(volume.prices, volume.priced)
-            self._reroute_all()
-            self._repack_until(volume, lambda: self._left_s() <= self._sweep_s(), self._wide)
-            self._reroute_all()
-        finally:
-            helper.join()
-        if failed:
-            raise failed[0]
-
-    def _closed(self, volume: Volume) -> bool:
-        return self._target() >= volume.bound * (1.0 - self._gap)
-
-    def _repack_until(self, volume: Volume, is_over: Callable[[], bool], search: Repacker) -> None:
+    def _repack_until_over(self, descent: Descent) -> None:
+        """Batches of rounds, and after each as much routing as is owed; at the end every region once more."""
         batch, owed_s = FIRST_BATCH, 0.0
-        seen = volume.prices
-        while not is_over() and not self._closed(volume):
-            if volume.prices is not seen:
-                seen = volume.prices
-                search.under(seen, volume.priced)
+        while self._left_s() > self._sweep_s() and not self._closed(descent):
             at = self._clock()
             heat = max(0.0, 1.0 - self._part() / COOL_AT)
-            self._rounds += search.repack(batch, heat=heat)
+            self._rounds += self._search.repack(batch, heat=heat)
             took_s = max(1e-4, self._clock() - at)
             batch = max(16, int(batch * min(2.0, min(BATCH_S, max(0.02, self._left_s())) / took_s)))
-            if search is self._wide:
-                owed_s += took_s * ROUTING_PART / (1.0 - ROUTING_PART)
-                regions = min(int(owed_s / self._region_s), search.regions)
-                if regions > 0:
-                    owed_s -= self._reroute(regions)
+            owed_s += took_s * ROUTING_PART / (1.0 - ROUTING_PART)
+            regions = min(int(owed_s / self._region_s), self._search.regions)
+            if regions > 0:
+                owed_s -= self._reroute(regions)
+        self._reroute_all()
 
     def _reroute(self, regions: int) -> float:
         """Seconds that it took."""
         at = self._clock()
-        self._wide.reroute(regions)
+        self._search.reroute(regions)
         took_s = max(1e-4, self._clock() - at)
         self._region_s = 0.5 * (self._region_s + took_s / regions)
         return took_s
 
     def _sweep_s(self) -> float:
-        return self._wide.regions * self._region_s
+        return min(self._search.regions * self._region_s, 0.25 * self._budget.time_limit_s)
 
     def _reroute_all(self) -> None:
         """Each server once, while there is time."""
-        left = self._wide.regions
-        while left > 0 and self._left_s() > 0.0:
+        left = self._search.regions
+        while left > 0 and self._left_s() > self._region_s:
             regions = max(1, min(left, int(BATCH_S / self._region_s), int(self._left_s() / self._region_s)))
             self._reroute(regions)
             left -= regions

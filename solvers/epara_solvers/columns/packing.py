@@ -302,8 +302,8 @@ def refresh(a, b, s, n, k):
 
 
 @njit(cache=True, nogil=True)
-def choose(a, b, s, n, noise, rng):
-    """The pool and column of highest gain per device at server n; (-1, -1) where nothing gains."""
+def choose(a, b, s, n, list_start, listed, noise, rng):
+    """The pool and column of highest gain per device at server n, among those listed; (-1, -1) where nothing gains."""
     width = a.content_service.shape[1]
     services, works, worths = a.content_service.ravel(), a.content_work.ravel(), a.content_worth.ravel()
     fresh, content_devices, column_content = b.fresh, a.content_devices, a.column_content
@@ -324,7 +324,8 @@ def choose(a, b, s, n, noise, rng):
         left = s.devices_left[q]
         if left == 0:
             continue
-        for k in range(a.pool_column[q], a.pool_column[q + 1]):
+        for j in range(list_start[q], list_start[q + 1]):
+            k = listed[j]
             c = column_content[k]
             size = content_devices[c]
             if size > left or (column_class[k] >= 0 and class_left[column_class[k]] == 0):
@@ -387,7 +388,7 @@ def choose(a, b, s, n, noise, rng):
 
 
 @njit(cache=True, nogil=True)
-def build_server(a, b, s, n, theta, noise, rng, pi, cost_there, cost_back):
+def build_server(a, b, s, n, list_start, listed, theta, noise, rng, pi, cost_there, cost_back):
     """Fill the free devices of server n; see the module. Returns what the new groups earn."""
     free = 0
     for q in range(a.server_pool[n], a.server_pool[n + 1]):
@@ -397,7 +398,7 @@ def build_server(a, b, s, n, theta, noise, rng, pi, cost_there, cost_back):
     earned = 0.0
     in_vain = 0
     while free > 0 and in_vain < 3:
-        q, k = choose(a, b, s, n, noise, rng)
+        q, k = choose(a, b, s, n, list_start, listed, noise, rng)
         if k < 0:
             break
         x = s.pool_slot[q]
@@ -458,14 +459,14 @@ def put(a, s, q, k, edges, tenants, rates):
 
 
 @njit(cache=True, nogil=True)
-def construct(a, b, s, order, theta, noise, rng, pi, cost_there, cost_back):
+def construct(a, b, s, order, list_start, listed, theta, noise, rng, pi, cost_there, cost_back):
     """Build these servers in order at theta, then again at 0. Returns what the new groups earn."""
     earned = 0.0
     for n in order:
-        earned += build_server(a, b, s, n, theta, noise, rng, pi, cost_there, cost_back)
+        earned += build_server(a, b, s, n, list_start, listed, theta, noise, rng, pi, cost_there, cost_back)
     if theta > 0.0:
         for n in order:
-            earned += build_server(a, b, s, n, 0.0, 0.0, rng, pi, cost_there, cost_back)
+            earned += build_server(a, b, s, n, list_start, listed, 0.0, 0.0, rng, pi, cost_there, cost_back)
     return earned
 
 
@@ -501,6 +502,8 @@ def repack(
     rounds,
     region,
     mine,
+    list_start,
+    listed,
     demand_start,
     demand_edge,
     edge_server,
@@ -582,7 +585,7 @@ def repack(
         for i in range(num - 1, 0, -1):
             j = random_below(rng, i + 1)
             order[i], order[j] = order[j], order[i]
-        construct(a, b, s, order[:num], theta, noise, rng, pi, cost_there, cost_back)
+        construct(a, b, s, order[:num], list_start, listed, theta, noise, rng, pi, cost_there, cost_back)
         after = 0.0
         for i in range(num):
             n = ruined[i]

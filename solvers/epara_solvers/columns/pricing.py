@@ -30,7 +30,7 @@ from epara_solvers.columns.arrays import Arrays
 from numba import njit
 
 TINY = 1e-12
-HOT = 6  # evaluations of all columns for which one stays active after it came near
+HOT = 8  # evaluations of all columns for which one stays active after it came near
 NEAR = 0.8  # of what the last of the best copies gains: columns near enough to matter at prices close by
 MAX_USED = 4096  # edges that one column may fill; more are left unfilled by the caller's record, never by the value
 
@@ -438,107 +438,62 @@ def best_packing(b, devices):
 
 
 @njit(cache=True, nogil=True)
-def price_servers(
-    a,
-    b,
-    lo,
-    hi,
-    list_start,
-    listed,
-    active_start,
-    active,
-    heat,
-    pi,
-    cost_there,
-    cost_back,
-    use,
-    path_there,
-    path_back,
-    packing_value,
-    pool_price,
-    chosen,
-    chosen_copies,
-):
-    """The best packings of servers lo..hi under prices.
+def unpack(b, devices, chosen, copies, num):
+    """Append the columns of the best packing, each once, and how many copies of it. Returns their number so far."""
+    room = devices
+    for size in range(devices, 0, -1):
+        if b.top_count[size] == 0:
+            continue
+        taken = b.taken[size, room]
+        room -= taken * size
+        first = num
+        for i in range(taken):  # copies of one column may lie apart in the list
+            k = b.top_column[size, i]
+            at = first
+            while at < num and chosen[at] != k:
+                at += 1
+            if at == num:
+                chosen[num] = k
+                copies[num] = 0
+                num += 1
+            copies[at] += 1
+    return num
 
-    Looks at the columns listed[list_start[q] : list_start[q + 1]] of each pool. Unless `active` is empty, fills it with
-    those that came near the best here or lately (heat (K,) counts down); active_start (Q + 1,) tells where each pool's
-    begin. Adds what the packings use of demand (D,) and the bytes they put on each path (P,). Writes what each server's
-    packing is worth (N,), what the last device of each pool adds (Q,), and, in pool order from lo on, the columns
-    chosen and how many copies of each. Returns (sum of the packings' values, columns chosen).
+
+@njit(cache=True, nogil=True)
+def price_servers(a, b, lo, hi, active_start, active, heat, pi, cost_there, cost_back, packing_value, pool_price):
+    """The best packings of servers lo..hi under prices; returns the sum of their values.
+
+    Fills `active` with the columns that came near the best here or lately (heat (K,) counts down); active_start
+    (Q + 1,) tells where each pool's begin. Writes what each server's packing is worth (N,) and what the last device of
+    each pool adds to it (Q,).
     """
     total = 0.0
-    num = 0
     num_active = 0
-    if len(active) > 0:
-        active_start[a.server_pool[lo]] = 0
+    active_start[a.server_pool[lo]] = 0
+    everything = a.every_column
     for n in range(lo, hi):
         packing_value[n] = 0.0
         sort_gains(a, b, n, a.offered, pi, cost_there, cost_back)
         for q in range(a.server_pool[n], a.server_pool[n + 1]):
-            first = list_start[q]
-            best_copies(a, b, n, q, listed, first, list_start[q + 1])
-            if len(active) > 0:
-                for j in range(list_start[q + 1] - first):
-                    k = listed[first + j]
-                    size = a.content_devices[a.column_content[k]]
-                    bar = 0.0
-                    if b.top_count[size] == a.pool_devices[q] // size:
-                        bar = NEAR * b.top_gain[size, b.top_count[size] - 1]
-                    if b.first_gain[j] > bar:
-                        heat[k] = HOT
-                    elif heat[k] > 0:
-                        heat[k] -= 1
-                    if heat[k] > 0:
-                        active[num_active] = k
-                        num_active += 1
-                active_start[q + 1] = num_active
+            first = a.pool_column[q]
+            best_copies(a, b, n, q, everything, first, a.pool_column[q + 1])
+            for k in range(first, a.pool_column[q + 1]):
+                size = a.content_devices[a.column_content[k]]
+                bar = 0.0
+                if b.top_count[size] == a.pool_devices[q] // size:
+                    bar = NEAR * b.top_gain[size, b.top_count[size] - 1]
+                if b.first_gain[k - first] > bar:
+                    heat[k] = HOT
+                elif heat[k] > 0:
+                    heat[k] -= 1
+                if heat[k] > 0:
+                    active[num_active] = k
+                    num_active += 1
+            active_start[q + 1] = num_active
             devices = a.pool_devices[q]
             value = best_packing(b, devices)
             total += value
             packing_value[n] += value
             pool_price[q] = value - b.packed[devices - 1]
-            room = devices
-            for size in range(devices, 0, -1):
-                if b.top_count[size] == 0:
-                    continue
-                taken = b.taken[size, room]
-                room -= taken * size
-                done = 0
-                while done < taken:
-                    # copies of one column may lie apart in the list: count them at the first
-                    k = b.top_column[size, done]
-                    copies = 0
-                    seen = False
-                    for i in range(taken):
-                        if b.top_column[size, i] == k:
-                            if i < done:
-                                seen = True
-                            copies += 1
-                    done += 1
-                    if seen:
-                        continue
-                    chosen[num] = k
-                    chosen_copies[num] = copies
-                    num += 1
-                    _, num_used = walk(a, b, n, k, copies, b.used_at, b.used_work, b.used_tenant)
-                    for i in range(num_used):
-                        e = b.edge[b.used_at[i]]
-                        work = b.used_work[i]
-                        t = b.used_tenant[i]
-                        service = a.content_service[a.column_content[k], t]
-                        use[a.edge_demand[e]] += work
-                        path_there[a.edge_path[e]] += work * a.there[service]
-                        path_back[a.edge_path[e]] += work * a.back[service]
-    return total, num
-
-
-@njit(cache=True, nogil=True)
-def add_link_use(a, path_there, path_back, link_use):
-    """Bytes/s on each directed link from those on each path."""
-    for p in range(len(path_there)):
-        if path_there[p] == 0.0 and path_back[p] == 0.0:
-            continue
-        for h in range(a.path_start[p], a.path_start[p + 1]):
-            link_use[a.path_hop[h]] += path_there[p]
-            link_use[a.path_back[h]] += path_back[p]
+    return total

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from epara_solvers.columns import packing, pricing
 from epara_solvers.columns.arrays import F64, I8, I32, I64, Ground
-from epara_solvers.columns.dual import SERVERS_PER_THREAD, Priced, Prices
+from epara_solvers.columns.dual import SERVERS_PER_THREAD, Listed, Priced, Prices
 from epara_solvers.columns.packing import Packing
 from epara_solvers.columns.routing import Router
 
@@ -51,6 +51,7 @@ class Repacker:
         num_paths = len(a.path_start) - 1
         self._cost_there, self._cost_back = np.zeros(num_paths), np.zeros(num_paths)
         self._pi = np.zeros(len(a.offered))
+        self._listed = Listed(a.pool_column, a.every_column)
         self._packing_value = np.zeros(ground.num_servers)
         self._regret = np.zeros(ground.num_servers)
         self._router = Router(ground, self.packing.pool_slot)
@@ -61,8 +62,9 @@ class Repacker:
     def value(self) -> float:
         return float(self.packing.gain.sum())
 
-    def under(self, prices: Prices, priced: Priced) -> None:
-        """Be guided by these prices from now on."""
+    def under(self, prices: Prices, priced: Priced, columns: Listed) -> None:
+        """Be guided by these prices from now on, and build of these columns."""
+        self._listed = columns
         self._pi = prices.pi
         pricing.path_costs(self.ground.arrays, prices.beta, self._cost_there, self._cost_back)
         self._packing_value = priced.packing_value
@@ -72,7 +74,18 @@ class Repacker:
         """Fill all free devices, servers in order."""
         order = np.arange(self.ground.num_servers)
         a, costs = self.ground.arrays, (self._pi, self._cost_there, self._cost_back)
-        packing.construct(a, self._bench[0], self.packing, order, theta, 0.0, self._rng[0], *costs)
+        packing.construct(
+            a,
+            self._bench[0],
+            self.packing,
+            order,
+            self._listed.start,
+            self._listed.column,
+            theta,
+            0.0,
+            self._rng[0],
+            *costs,
+        )
         self._update_regret()
         self._keep_best()
 
@@ -133,6 +146,11 @@ class Repacker:
                 best, best_unlike = k, unlike
         return best
 
+    def take(self, other: Repacker) -> None:
+        """Go on where another stands."""
+        self.packing, self.best, self.best_value = other.packing, other.best, other.best_value
+        self._update_regret()
+
     def repack(self, rounds: int, *, heat: float) -> int:
         """So many rounds in all, fewer when `stop` is set; heat in [0, 1] of `HEAT`. Returns the rounds done."""
         groups = self.packing.gain[self.packing.column >= 0]
@@ -158,6 +176,8 @@ class Repacker:
             rounds,
             region,
             mine,
+            self._listed.start,
+            self._listed.column,
             self._demand_start,
             self._demand_edge,
             self.ground.table.server,
