@@ -94,7 +94,8 @@ class ColumnPlanner:
             certificate = prove(ground, solved.prices, threads=self._threads)
             bound = min(certificate.bound, all_served(problem))
             stop = self._stop(value(problem, placement), bound)
-            if stop is Stop.TIME_LIMIT and self._is_small(ground) and left_s() > RESERVE_S:
+            open_ = stop is Stop.TIME_LIMIT or (stop is Stop.GAP_LIMIT and self._gap <= CONVERGED)
+            if open_ and self._is_small(ground) and left_s() > RESERVE_S:
                 placement, stop, bound, notes = self._finish(problem, placement, bound, left_s())
             bound = max(bound, value(problem, placement))
             if ground.num_servers <= SPREAD_SERVERS:
