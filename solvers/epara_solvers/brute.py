@@ -68,7 +68,8 @@ def optimum(
     layouts: list[list[tuple[PlacedGroup, ...]]] = []
     for server in problem.topology.servers.values():
         for pool in server.devices:
-            layouts.append(list(_layouts(problem, server.name, pool.type, pool.count)))
+            every = _layouts(problem, server.name, pool.type, pool.count)
+            layouts.append(list(itertools.islice(every, max_placements + 1)))  # one pool alone may have too many
             num_placements = math.prod(map(len, layouts))
             if num_placements > max_placements:
                 raise NoPlanError(f"brute force: expected at most {max_placements} placements, got {num_placements}+")
