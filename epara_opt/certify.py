@@ -98,9 +98,9 @@ def certify(plan: Plan, problem: PlacementProblem) -> float:
     if broken:
         raise PlanRejected(broken)
     bound = certified_bound(problem, found)
-    if abs(bound - found.bound) > SAME * max(1.0, abs(bound)):
+    if not abs(bound - found.bound) <= SAME * abs(bound):  # terms are >= 0: sums differ relatively, however small; NaN
         broken.append(f"certificate.bound: its prices prove {bound:.9g}, got {found.bound:.9g}")
-    if plan.objective > bound * (1.0 + SAME):
+    if not plan.objective <= bound * (1.0 + SAME):
         broken.append(f"objective: expected at most the certified bound {bound:.9g}, got {plan.objective:.9g}")
     if broken:
         raise PlanRejected(broken)

@@ -47,7 +47,7 @@ class PlanningRules:
             ("max_tenants", self.max_tenants >= 1, "expected >= 1"),
             ("max_contents", self.max_contents >= 1, "expected >= 1"),
             ("max_edges", self.max_edges >= 1, "expected >= 1"),
-            ("horizon_s", self.horizon_s > 0, "expected > 0"),
+            ("horizon_s", 0 < self.horizon_s < math.inf, "expected a finite number > 0"),
             ("max_moves", self.max_moves is None or self.max_moves >= 0, "expected >= 0"),
         ):
             if not ok:

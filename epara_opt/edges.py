@@ -106,11 +106,15 @@ class EdgeTable:
 
     def to_server(self, service: str, server: str) -> list[Edge]:
         """The edges of a service to one server as objects, tightest first."""
+        return self.some(self.in_time(service, server, -math.inf))
+
+    def in_time(self, service: str, server: str, response_ms: float) -> IntArray:
+        """Indexes of the edges of a service to one server over which such a response is in time, tightest first."""
         if server not in self._places[0] or service not in self.services:
-            return []
+            return np.zeros(0, dtype=np.int64)
         key = self._places[0][server] * len(self.services) + self.services.index(service)
         first, last = np.searchsorted(self._servers_services, (key, key + 1))
-        return self.some(np.arange(first, last))
+        return np.arange(first + np.searchsorted(self.slack_ms[first:last], response_ms), last)
 
     def edge(self, index: int) -> Edge:
         """One edge as an object."""
@@ -118,28 +122,37 @@ class EdgeTable:
 
     def some(self, indexes: Sequence[int] | IntArray) -> list[Edge]:
         """Edges as objects; those of one path share it."""
+        at = np.asarray(indexes, dtype=np.int64)
         paths: dict[int, Path] = {}
         found: list[Edge] = []
-        for i in indexes:
-            p = int(self.path[i])
-            if p not in paths:
-                hops = self.path_hop[self.path_start[p] : self.path_start[p + 1]]
-                paths[p] = Path(
-                    hops=tuple(self.link_ends[h] for h in hops.tolist()),
-                    rtt_ms=float(self.path_rtt_ms[p]),
-                    bandwidth_bytes_per_s=float(self.path_width[p]),
-                )
+        for service, demand, server, p, network_ms, slack_ms in zip(
+            *(part[at].tolist() for part in (self.service, self.demand, self.server, self.path)),
+            self.network_ms[at].tolist(),
+            self.slack_ms[at].tolist(),
+            strict=True,
+        ):
+            path = paths.get(p)
+            if path is None:
+                path = paths[p] = self._path(p)
             found.append(
                 Edge(
-                    service=self.services[self.service[i]],
-                    origin=self.origins[self.demand[i]],
-                    server=self.servers[self.server[i]],
-                    path=paths[p],
-                    network_ms=float(self.network_ms[i]),
-                    slack_ms=float(self.slack_ms[i]),
+                    service=self.services[service],
+                    origin=self.origins[demand],
+                    server=self.servers[server],
+                    path=path,
+                    network_ms=network_ms,
+                    slack_ms=slack_ms,
                 )
             )
         return found
+
+    def _path(self, index: int) -> Path:
+        hops = self.path_hop[self.path_start[index] : self.path_start[index + 1]]
+        return Path(
+            hops=tuple(self.link_ends[h] for h in hops.tolist()),
+            rtt_ms=float(self.path_rtt_ms[index]),
+            bandwidth_bytes_per_s=float(self.path_width[index]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

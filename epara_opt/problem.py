@@ -127,8 +127,8 @@ class PlacementProblem:
     def useful_at(self, content: Content, server: str) -> bool:
         """Whether every tenant could serve some offered demand from this server in time, enough to fill its batch."""
         for t in content.tenants:
-            edges = self.edges_by_service_server.get((t.service, server), ())
-            reach = sum(self.offered[e.service, e.origin] for e in edges if e.slack_ms >= t.response_ms)
+            edges = self.table.in_time(t.service, server, t.response_ms)
+            reach = sum(self.demand[d].offered for d in self.table.demand[edges].tolist())
             if reach <= 0 or not fills_batch(self.service(t.service), t.config, reach):
                 return False
         return True

@@ -135,6 +135,7 @@ class _Scarcity:
         self._left = sum(problem.service(d.service).weight * d.offered for d in problem.demand) - value(
             problem, placement
         )
+        self._crossed: dict[tuple[tuple[tuple[str, str], ...], bool, bool], list[tuple[str, str]]] = {}
         self._near: dict[tuple[str, str], list[tuple[float, float]]] = {}
         self._fillable: dict[tuple[str, str, str], list[float]] = {}
         self._singles: dict[str, dict[str, list[Tenant]]] = {}
@@ -231,9 +232,16 @@ class _Scarcity:
         return text
 
     def _full_hops(self, edge: Edge) -> list[tuple[str, str]]:
-        if not any((a, b) in self._full or (b, a) in self._full for a, b in edge.path.hops):
+        """Links without room that the edge's requests or answers cross. Services at one origin share their paths."""
+        if not self._full:
             return []
-        return [hop for hop, _ in self._problem.link_loads(edge) if hop in self._full]
+        shape = self._problem.service(edge.service).request
+        key = (edge.path.hops, shape.input_bytes > 0, shape.output_bytes > 0)
+        if key not in self._crossed:
+            there = [hop for hop in edge.path.hops if key[1] and hop in self._full]
+            back = [(b, a) for a, b in edge.path.hops if key[2] and (b, a) in self._full]
+            self._crossed[key] = there + back
+        return self._crossed[key]
 
     def _links(self, options: Sequence[_Option]) -> str:
         hops = sorted({hop for o in options for hop in self._full_hops(o.edge)})

@@ -21,6 +21,7 @@ from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident, fills_bat
 from epara_opt.units import bytes_to_gib
 
 TOLERANCE = 1e-6  # relative
+NEAR_ZERO = 1e-9  # absolute, of times and parts; rates and worths have none: a service may count for a billionth
 
 
 def verify(
@@ -47,12 +48,12 @@ def verify(
         raise PlanRejected(check.found)
 
 
-def _same(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9)
+def _same(a: float, b: float, *, near_zero: float = NEAR_ZERO) -> bool:
+    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=near_zero)
 
 
-def _exceeds(a: float, limit: float) -> bool:
-    return not a <= limit + TOLERANCE * abs(limit) + 1e-9  # also true for NaN
+def _exceeds(a: float, limit: float, *, near_zero: float = NEAR_ZERO) -> bool:
+    return not a <= limit + TOLERANCE * abs(limit) + near_zero  # also true for NaN
 
 
 @dataclass(kw_only=True)
@@ -283,10 +284,10 @@ class _Check:
                 path, asked = f"replicas[{r.id}]", rate.get(r.id, 0.0)
                 if not (r.share >= 0.0 and r.capacity >= 0.0):
                     self.broken(path, "expected share and capacity >= 0", (r.share, r.capacity))
-                if _exceeds(asked, r.share * work[r.id]):
+                if _exceeds(asked, r.share * work[r.id], near_zero=0.0):
                     law = f"expected at most {r.share * work[r.id]:.6g} in its share of time"
                     self.broken(f"{path}.rate", law, f"{asked:.6g}")
-                if _exceeds(asked, r.capacity):
+                if _exceeds(asked, r.capacity, near_zero=0.0):
                     self.broken(f"{path}.rate", f"expected at most its capacity {r.capacity:.6g}", f"{asked:.6g}")
 
     def demand(self) -> None:
@@ -303,9 +304,9 @@ class _Check:
         for key in sorted(offered.keys() | self.served.keys() | missed.keys()):
             path, asked = f"demand[{key[0]}@{key[1]}]", offered.get(key, 0.0)
             done, left = self.served.get(key, 0.0), missed.get(key, 0.0)
-            if _exceeds(done, asked):
+            if _exceeds(done, asked, near_zero=0.0):
                 self.broken(path, f"expected at most {asked:.6g} served", f"{done:.6g}")
-            elif abs(done + left - asked) > TOLERANCE * asked + 1e-9:
+            elif not abs(done + left - asked) <= TOLERANCE * asked:
                 self.broken(path, f"expected served + unserved = {asked:.6g}", f"{done:.6g} + {left:.6g}")
 
     def links(self) -> None:
@@ -342,20 +343,20 @@ class _Check:
         worth = sum(s.weight * r.rate for r, s in known)
         if self.problem is not None:
             earned = sum(s.weight * r.rate * self._earning(self.replicas[r.replica], self.problem) for r, s in known)
-            if not _same(plan.objective, earned):
+            if not _same(plan.objective, earned, near_zero=0.0):
                 self.broken("objective", f"expected {earned:.6f}", plan.objective)
-        elif _exceeds(plan.objective, worth):
+        elif _exceeds(plan.objective, worth, near_zero=0.0):
             self.broken("objective", f"expected at most the weighted goodput {worth:.6f}", plan.objective)
-        if plan.dual_bound is not None and _exceeds(plan.objective, plan.dual_bound):
+        if plan.dual_bound is not None and _exceeds(plan.objective, plan.dual_bound, near_zero=0.0):
             self.broken("objective", f"expected at most the bound {plan.dual_bound:.6f}", plan.objective)
         gap = relative_gap(plan.objective, plan.dual_bound)
-        if (gap is None) != (plan.gap is None) or abs((gap or 0.0) - (plan.gap or 0.0)) > TOLERANCE:
+        if (gap is None) != (plan.gap is None) or not abs((gap or 0.0) - (plan.gap or 0.0)) <= TOLERANCE:
             self.broken("gap", f"expected {gap}", plan.gap)
-        if not _same(plan.predicted.goodput, worth):
+        if not _same(plan.predicted.goodput, worth, near_zero=0.0):
             self.broken("predicted.goodput", f"expected the routes' sum {worth:.6f}", plan.predicted.goodput)
         total = sum(services[name].weight * rate for (name, _), rate in self.offered.items() if name in services)
         self._attainment("predicted", plan.predicted.goodput, plan.predicted.offered, plan.predicted.slo_attainment)
-        if not _same(plan.predicted.offered, total):
+        if not _same(plan.predicted.offered, total, near_zero=0.0):
             self.broken("predicted.offered", f"expected {total:.6f}", plan.predicted.offered)
         listed = [f.service for f in plan.predicted.services]
         if len(set(listed)) != len(listed):
@@ -378,12 +379,12 @@ class _Check:
                 self.broken(path, "expected a service of the topology", name)
                 continue
             asked = sum(rate for _, rate in self.asked_at.get(name, ()))
-            for key, expected, claimed in (
-                ("goodput", served.get(name, 0.0), forecast.goodput),
-                ("offered", asked, forecast.offered),
-                ("worst_ms", worst_ms.get(name, 0.0), forecast.worst_ms),
+            for key, expected, claimed, near_zero in (
+                ("goodput", served.get(name, 0.0), forecast.goodput, 0.0),
+                ("offered", asked, forecast.offered, 0.0),
+                ("worst_ms", worst_ms.get(name, 0.0), forecast.worst_ms, NEAR_ZERO),
             ):
-                if not _same(claimed, expected):
+                if not _same(claimed, expected, near_zero=near_zero):
                     self.broken(f"{path}.{key}", f"expected {expected:.6f}", claimed)
             for key, word, said in (
                 ("category", str(self._category(service)), forecast.category),

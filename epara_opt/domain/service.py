@@ -136,6 +136,9 @@ class Service:
         return "streams" if self.is_stream else "requests/s"
 
 
+MOST_OFFERED = 1e7  # planners take a billionth of a demand for nothing: of more than this that would be real work
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """What is offered at one origin, in the service's unit of work (requests/s, or concurrent streams)."""
@@ -150,6 +153,9 @@ class Demand:
         path = f"demand.{self.service}@{self.origin}"
         if not (math.isfinite(self.offered) and self.offered >= 0):
             raise InputError(Violation(path=path, law="expected a finite number >= 0", value=str(self.offered)))
+        if self.offered > MOST_OFFERED:
+            law = f"expected at most {MOST_OFFERED:g} of a service at one server; is the unit right?"
+            raise InputError(Violation(path=path, law=law, value=str(self.offered)))
         if not (math.isfinite(self.burstiness_cv) and self.burstiness_cv >= 0):
             raise InputError(
                 Violation(

@@ -18,9 +18,10 @@ Parameters
 Variables
     z[n,p,R]        integer in [0, u_j]   groups; u_j = min(G // d, m_R, ceil(sum_i D_ji / mu_ji)), what demand can fill
     share[n,p,R,l]  in [0, inf)           groups' time given to tenant l; only for contents of several tenants
-    y[l,s,n,k]      in [0, 1]             part of D_ls served from n by tenants that earn k
+    y[l,s,n,k]      in [0, 1]             what n serves of D_ls by tenants that earn k, in parts of
+                                          D_e = min(D_ls, what all devices of n could do for l at k)
 
-maximize  sum w_l k D_ls y[l,s,n,k]
+maximize  sum w_l k D_e y_e               e = (l, s, n, k)
 
 Constraints
     devices[n,g]       sum_j d_j z_j <= G_ng
@@ -29,7 +30,7 @@ Constraints
     time[n,p,R]        sum_l share[n,p,R,l] <= z[n,p,R]
     reach[n,p,R,l]     share[n,p,R,l] <= (D_ji / mu_ji) z[n,p,R]                       where D_ji < SCANT mu_ji; tighter
     capacity[l,n,k,t]  sum_{e: slack <= t} D_e y[e,k] <= sum_{ji of class k: r <= t} c_jit
-    demand[l,s]        sum_{n,k} y[l,s,n,k] <= 1
+    demand[l,s]        sum_{n,k} D_e y_e <= D_ls
     link[a->b]         sum_e b_eh D_e y_e / B_h <= 1                                   where it could bind
 
 c_jit is what tenant i of column j can do for edges of slack <= t: for a single tenant min(mu, D over edges with
@@ -50,7 +51,9 @@ order of magnitude): at 20 servers x 24 services under overload min() took HiGHS
 single edges lowered it by at most 0.01 % and made the LP four times slower, so they are left out; `reach` for every
 tenant with D < mu cost HiGHS more at 12 x 20 than it gave, so it is kept for those with little to do.
 
-Rows of `capacity` are divided by their largest coefficient: solvers' tolerances are absolute.
+Solvers' tolerances are absolute, so rows of `capacity` and `demand` are divided by their largest coefficient, and y is
+no part of a demand but of what a server could serve of it: where a million times more is asked for than could be
+served, HiGHS once rounded all of it away and proved a bound of two thirds of the optimum.
 """
 
 from __future__ import annotations
@@ -97,6 +100,7 @@ class EdgeUse:
     edge: Edge
     earning: float
     offered: float
+    unit: float  # work at y = 1: what is offered, or what the server could do of it, whichever is less
     index: int
 
     @property
@@ -160,7 +164,7 @@ def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
     for key in sorted(supplies):
         supply = sorted(supplies[key], key=lambda s: (s.response_ms, s.column.index))
         first_use = len(columns) + num_shares + len(uses)
-        made = _edge_uses(problem, reaches[key[0], key[1]], supply[0].response_ms, key[2], first_use)
+        made = _edge_uses(problem, reaches[key[0], key[1]], supply, key[2], first_use)
         uses.extend(made)
         _capacity_rows(key, reaches[key[0], key[1]], supply, made, rows, tighten)
     _demand_rows(uses, rows)
@@ -318,13 +322,23 @@ def _packing_rows(
 
 
 def _edge_uses(
-    problem: PlacementProblem, reach: Reach, least_response_ms: float, earning: float, first_index: int
+    problem: PlacementProblem, reach: Reach, supply: Sequence[_Supply], earning: float, first_index: int
 ) -> list[EdgeUse]:
-    usable = reach.edges[reach.first(least_response_ms) :]
-    return [
-        EdgeUse(edge=e, earning=earning, offered=problem.offered[e.service, e.origin], index=first_index + i)
-        for i, e in enumerate(usable)
-    ]
+    usable = reach.edges[reach.first(supply[0].response_ms) :]
+    per_device: dict[str, float] = {}
+    for s in supply:
+        content = s.column.content
+        best = per_device.get(content.device_type, 0.0)
+        per_device[content.device_type] = max(best, s.work_per_s / content.num_devices)
+    pools = problem.topology.servers[supply[0].column.server].devices
+    most = sum(p.count * per_device.get(p.type, 0.0) for p in pools)
+    found: list[EdgeUse] = []
+    for i, edge in enumerate(usable):
+        offered = problem.offered[edge.service, edge.origin]
+        found.append(
+            EdgeUse(edge=edge, earning=earning, offered=offered, unit=min(offered, most), index=first_index + i)
+        )
+    return found
 
 
 def _capacity_rows(
@@ -343,7 +357,7 @@ def _capacity_rows(
     for end, num_fast in enumerate(fast, start=1):
         edge = uses[end - 1].edge
         if end == len(uses) or fast[end] != num_fast:
-            terms = [(u.index, u.offered) for u in uses[:end]]
+            terms = [(u.index, u.unit) for u in uses[:end]]
             for s in supply[:num_fast]:
                 if s.share_index >= 0:
                     terms.append((s.share_index, -s.work_per_s))
@@ -358,7 +372,8 @@ def _demand_rows(uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
     for u in uses:
         served.setdefault((u.edge.service, u.edge.origin), []).append(u)
     for (service, origin), members in sorted(served.items()):
-        rows.add(f"demand[{service},{origin}]", [(u.index, 1.0) for u in members], upper=1.0)
+        top, offered = max(u.unit for u in members), members[0].offered
+        rows.add(f"demand[{service},{origin}]", [(u.index, u.unit / top) for u in members], upper=offered / top)
 
 
 def _link_rows(problem: PlacementProblem, uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
@@ -367,7 +382,7 @@ def _link_rows(problem: PlacementProblem, uses: Sequence[EdgeUse], rows: RowBuil
     worst: dict[tuple[str, str], dict[tuple[str, str], float]] = {}  # link to the most that each demand could put on it
     for u in uses:
         for hop, load in problem.link_loads(u.edge):
-            part = load * u.offered / width[hop]
+            part = load * u.unit / width[hop]
             terms.setdefault(hop, []).append((u.index, part))
             seen = worst.setdefault(hop, {})
             asked = (u.edge.service, u.edge.origin)
@@ -396,7 +411,7 @@ def _program(
     upper[:num_z] = [c.max_groups for c in columns]
     upper[num_z : num_z + num_shares] = np.inf
     for u in uses:
-        objective[u.index] = problem.service(u.edge.service).weight * u.earning * u.offered
+        objective[u.index] = problem.service(u.edge.service).weight * u.earning * u.unit
     share_names = [f"share[{c.name},{t.service}]" for c in columns if c.share_index >= 0 for t in c.content.tenants]
     return MilpProgram(
         objective=objective,

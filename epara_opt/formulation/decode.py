@@ -18,7 +18,7 @@ from epara_opt.placement import Flow, PlacedGroup, Placement, link_use, link_wid
 from epara_opt.problem import Content, PlacementProblem, Resident
 
 INTEGRALITY = 1e-4  # a count this close to a whole number is that number; anything else is rounded down
-NEGLIGIBLE = 1e-7  # part of an origin's demand that is not worth a route
+NEGLIGIBLE = 1e-7  # part of an edge use's unit that is not worth a route
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ def decode(encoded: Encoded, x: FloatArray) -> Placement:
             groups.append(PlacedGroup(server=column.server, content=column.content, resident=resident))
     wanted: dict[tuple[str, str, float], list[tuple[EdgeUse, float]]] = {}
     for use, part in _parts(encoded, x):
-        wanted.setdefault((use.edge.service, use.edge.server, use.earning), []).append((use, part * use.offered))
+        wanted.setdefault((use.edge.service, use.edge.server, use.earning), []).append((use, part * use.unit))
     flows: list[Flow] = []
     for key in sorted(wanted):
         flows.extend(_assign(wanted[key], supplies.get(key, [])))
@@ -85,11 +85,11 @@ def _time_per_group(column: Column, num_groups: int, x: FloatArray) -> list[list
 
 
 def _parts(encoded: Encoded, x: FloatArray) -> list[tuple[EdgeUse, float]]:
-    """Parts of demand per edge use, together at most 1 for each service and origin."""
+    """Parts of each use's unit, together at most all that is offered for each service and origin."""
     total: dict[tuple[str, str], float] = {}
     for use in encoded.uses:
         asked = (use.edge.service, use.edge.origin)
-        total[asked] = total.get(asked, 0.0) + max(0.0, float(x[use.index]))
+        total[asked] = total.get(asked, 0.0) + max(0.0, float(x[use.index])) * use.unit / use.offered
     found: list[tuple[EdgeUse, float]] = []
     for use in encoded.uses:
         part = float(x[use.index]) / max(1.0, total[use.edge.service, use.edge.origin])
@@ -109,7 +109,7 @@ def _assign(wanted: Sequence[tuple[EdgeUse, float]], supplies: Sequence[_Supply]
             if supply.response_ms > use.edge.slack_ms:
                 continue
             taken = min(left, supply.work_left)
-            if taken > NEGLIGIBLE * use.offered:
+            if taken > NEGLIGIBLE * use.unit:
                 flows.append(Flow(edge=use.edge, group=supply.group, rate=taken))
                 supply.work_left -= taken
                 left -= taken
@@ -151,7 +151,7 @@ def encode_placement(encoded: Encoded, placement: Placement) -> FloatArray:
             if column.share_index >= 0:
                 x[column.share_index + i] += flow.rate / column.content.tenants[i].work_per_s
             use = use_of[flow.edge.service, flow.edge.origin, flow.edge.server, column.earning[i]]
-            x[use.index] += flow.rate / use.offered
+            x[use.index] += flow.rate / use.unit
     return x
 
 

@@ -30,6 +30,7 @@ from epara_opt.unserved import explain_unserved
 
 MAX_PLACEMENTS = 400_000
 PIVOT = 1e-9
+NOTHING = 1e-12  # part of an origin's demand: less is rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ def optimum(
     layouts: list[list[tuple[PlacedGroup, ...]]] = []
     for server in problem.topology.servers.values():
         for pool in server.devices:
-            layouts.append(list(_layouts(problem, server.name, pool.type, pool.count)))
+            every = _layouts(problem, server.name, pool.type, pool.count)
+            layouts.append(list(itertools.islice(every, max_placements + 1)))  # one pool alone may have too many
             num_placements = math.prod(map(len, layouts))
             if num_placements > max_placements:
                 raise NoPlanError(f"brute force: expected at most {max_placements} placements, got {num_placements}+")
@@ -249,7 +251,9 @@ def _route(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> tuple[fl
     c = np.array([earning for *_, earning in arcs])
     x = maximize(c, a, b)
     return float(c @ x), tuple(
-        Flow(edge=e, group=index, rate=float(rate)) for (e, index, *_), rate in zip(arcs, x, strict=True) if rate > 1e-9
+        Flow(edge=e, group=index, rate=float(rate))
+        for (e, index, *_), rate in zip(arcs, x, strict=True)
+        if rate > NOTHING * problem.offered[e.service, e.origin]
     )
 
 
@@ -261,7 +265,7 @@ def maximize(c: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
     num_rows, num_vars = a.shape
     table = np.zeros((num_rows + 1, num_vars + num_rows + 1))
     table[:-1, :num_vars], table[:-1, num_vars:-1], table[:-1, -1] = a, np.eye(num_rows), b
-    table[-1, :num_vars] = -c
+    table[-1, :num_vars] = -c / (c.max(initial=0.0) or 1.0)  # pivots below an absolute size count for nothing
     basis = list(range(num_vars, num_vars + num_rows))
     while True:
         entering = next((j for j in range(num_vars + num_rows) if table[-1, j] < -PIVOT), None)

@@ -40,7 +40,9 @@ def test_one_service_needs_devices_capacity_and_demand_only(make) -> None:
     capacity, limit = row_of(encoded, "capacity[classify,a,1,100]")
     assert limit == 0.0
     assert capacity["y[classify,a,a,1]"] / -capacity[Z_A] == 150.0 / 100.0
-    assert row_of(encoded, "demand[classify,a]") == ({"y[classify,a,a,1]": 1.0, "y[classify,a,b,1]": 1.0}, 1.0)
+    demand, limit = row_of(encoded, "demand[classify,a]")
+    assert limit == 1.0
+    assert demand == {"y[classify,a,a,1]": 1.0, "y[classify,a,b,1]": pytest.approx(100.0 / 150.0)}  # what b could do
 
 
 def test_a_group_counts_no_more_than_the_demand_in_its_reach(make) -> None:
@@ -77,7 +79,7 @@ def test_a_slower_tenant_serves_only_edges_with_slack_for_it(make) -> None:
 def test_only_links_that_could_bind_have_rows(make) -> None:
     service = make.latency("classify", request=replace(make.latency("x").request, input_bytes=1000.0))
     for bandwidth, bound in ((151e3, False), (149e3, True)):
-        problem = make.edge(services=[service], bandwidth_bytes_per_s=bandwidth).problem()
+        problem = make.edge(l4_at_b=2, services=[service], bandwidth_bytes_per_s=bandwidth).problem()
         assert ("link[a->b]" in encode(problem).program.row_names) is bound
 
 
@@ -174,9 +176,9 @@ def test_a_dominated_content_starts_warm_as_the_one_that_replaces_it(make) -> No
 
 
 def test_the_largest_share_of_time_is_in_the_program(make) -> None:
-    problem = make.edge(rules=PlanningRules(max_utilization=0.5), demand=[make.offer("classify", "a", 500.0)]).problem()
+    problem = make.edge(rules=PlanningRules(max_utilization=0.5), demand=[make.offer("classify", "a", 80.0)]).problem()
     capacity, _ = row_of(encode(problem), "capacity[classify,a,1,100]")
-    assert -capacity[Z_A] / capacity["y[classify,a,a,1]"] == pytest.approx(0.1)
+    assert -capacity[Z_A] / capacity["y[classify,a,a,1]"] == pytest.approx(50.0 / 80.0)
 
 
 def test_rows_pack_in_order_and_drop_zeros() -> None:
@@ -208,3 +210,11 @@ def test_residents_alike_are_kept_once_each_by_groups_of_different_contents(make
             x[use.index] = 0.5
     groups = [g.resident.group for g in decode(encoded, x).groups if g.resident is not None]
     assert sorted(groups) == ["a/l4/0/1", "a/l4/1/1"]
+
+
+def test_use_is_measured_in_what_a_server_could_serve_of_a_demand(make) -> None:
+    """Of a million times more it would be a part that solvers take for nothing."""
+    encoded = encode(make.edge(demand=[make.offer("classify", "a", 2e8)]).problem())
+    assert [(u.offered, u.unit) for u in encoded.uses] == [(2e8, 200.0), (2e8, 100.0)]
+    demand, limit = row_of(encoded, "demand[classify,a]")
+    assert (max(demand.values()), limit) == (1.0, 1e6)

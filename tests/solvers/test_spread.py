@@ -79,3 +79,18 @@ def test_without_time_nothing_moves(demo: PlacementProblem) -> None:
     assert spread(demo, one, time_is_up=lambda: True) is one
     unreached = build_problem(demo.topology, demo.catalogue, rules=demo.rules, demand=())
     assert spread(unreached, one, time_is_up=never) is one
+
+
+def test_time_that_runs_out_while_a_shift_is_looked_for_ends_it(demo: PlacementProblem) -> None:
+    """On a hundred servers one look at every group took longer than all of the time that was left."""
+    before = optimal(demo)
+    calls = 0
+
+    def after_two() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls > 2
+
+    assert len(before.groups) > 1
+    assert spread(demo, before, time_is_up=after_two) is before
+    assert calls == 3

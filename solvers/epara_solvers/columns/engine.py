@@ -182,7 +182,7 @@ class _Run:
     def _reroute(self, regions: int) -> float:
         """Seconds that it took."""
         at = self._clock()
-        self._search.reroute(regions)
+        self._search.reroute(regions, left_s=self._left_s)
         took_s = max(1e-4, self._clock() - at)
         self._region_s = 0.5 * (self._region_s + took_s / regions)
         return took_s

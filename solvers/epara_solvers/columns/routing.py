@@ -13,6 +13,7 @@ after another, 1.0 % after 5 s. At 100 x 60, 0.2 %.
 from __future__ import annotations
 
 import datetime
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,7 +145,11 @@ def _best(a: Arrays, s: Packing, ways: _Ways, time_limit_s: float) -> F64 | None
     is_row = used & (s.link_left <= (1.0 - FULL) * a.link_width)
     room = np.maximum(0.0, s.link_left)
     work = None
+    until = time.monotonic() + time_limit_s
     for _ in range(LINK_ROUNDS):
+        left_s = until - time.monotonic()
+        if work is not None and left_s <= 0.0:
+            break
         links = np.flatnonzero(is_row)
         link_row = np.full(len(is_row), -1)
         link_row[links] = np.arange(len(links))
@@ -158,7 +163,7 @@ def _best(a: Arrays, s: Packing, ways: _Ways, time_limit_s: float) -> F64 | None
                 (scale / ways.work_rate, np.ones(num_ways), ways.hop_bytes[hops] * scale[way] / a.link_width[hop])
             ),
             upper=np.concatenate((limits, room[links] / a.link_width[links])),
-            time_limit_s=time_limit_s,
+            time_limit_s=left_s,
         )
         if work is None:
             return None

@@ -8,6 +8,7 @@ do when, and after each batch the regions are drawn anew.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -197,16 +198,19 @@ class Repacker:
         """Regions to route for each server to have been inside one, not only at its rim."""
         return max(1, -(-2 * self.ground.num_servers // REGION))
 
-    def reroute(self, regions: int) -> float:
-        """Best flows inside so many regions, those first that were routed longest ago. Returns what they earn more."""
+    def reroute(self, regions: int, *, left_s: Callable[[], float] = lambda: LP_LIMIT_S) -> float:
+        """Best flows inside so many regions, those first that were routed longest ago. Returns what they earn more.
+
+        left_s: seconds left now; at 0 no region is begun, and none takes longer.
+        """
         if self._pool is None or regions < self._threads:
-            gained = sum(self._reroute(self.packing, self._whole, 0) for _ in range(regions))
+            gained = sum(self._reroute(self.packing, self._whole, 0, left_s) for _ in range(regions))
         else:
             region = self._halves()
             parts = self._parts(region)
             each = regions // self._threads
             jobs = [
-                self._pool.submit(lambda i=i: sum(self._reroute(parts[i], region, i) for _ in range(each)))
+                self._pool.submit(lambda i=i: sum(self._reroute(parts[i], region, i, left_s) for _ in range(each)))
                 for i in range(self._threads)
             ]
             gained = sum(job.result() for job in jobs)
@@ -214,13 +218,16 @@ class Repacker:
         self._keep_best()
         return gained
 
-    def _reroute(self, part: Packing, region: I8, mine: int) -> float:
+    def _reroute(self, part: Packing, region: I8, mine: int, left_s: Callable[[], float]) -> float:
         """One region of servers near the one of ours that was routed longest ago."""
+        limit_s = min(LP_LIMIT_S, left_s())
+        if limit_s <= 0.0:
+            return 0.0
         ours = np.flatnonzero(region == mine)
         pivot = int(ours[np.argmin(self._routed[ours])])
         near = [n for n in self._nearest(pivot, 2 * REGION) if region[n] == mine][:REGION]
         self._routed[near[: -(-len(near) // 2)]] += 1
-        return self._router.improve(part, np.array(near, dtype=np.int64), time_limit_s=LP_LIMIT_S)
+        return self._router.improve(part, np.array(near, dtype=np.int64), time_limit_s=limit_s)
 
     def _nearest(self, pivot: int, most: int) -> list[int]:
         """Servers by round trip from one, itself first."""

@@ -28,9 +28,13 @@ EXACT_COLUMNS = 4_000  # up to which general solvers still find something that r
 TINY_COLUMNS = 300  # up to which they prove optimality in a second
 ENGINE_PART = 0.35  # of the time limit, before an exact search takes over
 TINY_S = 0.3  # for the engine, where the exact search will prove the rest
-POST_S_PER_SERVER = 0.004  # kept back for decoding, assembling and explaining: measured at 1,000 servers
 RESERVE_S = 0.2
+POST_S_PER_SERVER = 0.004  # kept back for decoding, proving, explaining and assembling: measured at 1,000 servers
+POST_PER_GROUND = 8.0  # the same in units of what the arrays took to lay out: on a busy machine all of it takes longer,
+MOST_POST = 3.0  # though not more often than so
+SPREAD_PART, SPREAD_S = 0.05, 0.5  # of the time limit, and at most, kept back to use idle devices
 SPREAD_SERVERS = 150  # beyond it no work is moved to idle devices: every move looks at every group
+LATE_S, LATE_PART = 0.5, 1.05  # a plan that takes longer than both over its limit says so
 CLOSED = 1e-6  # relative: bound and value have met
 CONVERGED = 1e-4
 
@@ -65,10 +69,11 @@ class ColumnPlanner:
         started = self._clock()
         made_at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="seconds")
         ground = ground_of(problem)
-        reserve_s = RESERVE_S + POST_S_PER_SERVER * ground.num_servers
+        post_s = reserve_s(ground.num_servers, self._clock() - started)
+        spread_s = min(SPREAD_S, SPREAD_PART * time_limit_s) if ground.num_servers <= SPREAD_SERVERS else 0.0
 
         def left_s() -> float:
-            return time_limit_s - (self._clock() - started) - reserve_s
+            return time_limit_s - (self._clock() - started) - post_s - spread_s
 
         notes: tuple[str, ...] = ()
         certificate: Certificate | None = None
@@ -99,7 +104,7 @@ class ColumnPlanner:
                 placement, stop, bound, notes = self._finish(problem, placement, bound, left_s())
             bound = max(bound, value(problem, placement))
             if ground.num_servers <= SPREAD_SERVERS:
-                placement = spread(problem, placement, time_is_up=lambda: left_s() + reserve_s < RESERVE_S)
+                placement = spread(problem, placement, time_is_up=lambda: left_s() + spread_s <= 0.0)
         made = assemble(
             problem,
             placement,
@@ -114,7 +119,8 @@ class ColumnPlanner:
             made_at=made_at,
             certificate=certificate,
         )
-        return replace(made, wall_s=self._clock() - started)
+        wall_s = self._clock() - started
+        return replace(made, wall_s=wall_s, notes=(*made.notes, *_late(wall_s, time_limit_s)))
 
     def _is_small(self, ground: Ground) -> bool:
         return self._exact is not None and len(ground.arrays.column_content) <= EXACT_COLUMNS
@@ -142,6 +148,22 @@ class ColumnPlanner:
         proved = found.dual_bound is not None and found.dual_bound <= bound
         notes = (f"{self._exact.name} went on from the engine's placement",) if proved else ()
         return found.placement, stop, bound, (*notes, *found.notes)
+
+
+def reserve_s(num_servers: int, ground_s: float) -> float:
+    """What is kept back of a time limit for all that follows the search, where the arrays took so long to lay out."""
+    usual_s = POST_S_PER_SERVER * num_servers
+    return RESERVE_S + min(MOST_POST * usual_s, max(usual_s, POST_PER_GROUND * ground_s))
+
+
+def _late(wall_s: float, time_limit_s: float) -> tuple[str, ...]:
+    """What is said of a limit that was not kept: an edge takes its time to be laid out, proved and explained."""
+    if wall_s <= max(time_limit_s + LATE_S, time_limit_s * LATE_PART):
+        return ()
+    return (
+        f"the time limit of {time_limit_s:g} s is less than this edge takes on this machine: {wall_s:.1f} s, "
+        f"most of it to lay it out, to prove the bound and to say why demand is left over",
+    )
 
 
 def prices_of(ground: Ground, in_force: Plan | None) -> Prices | None:

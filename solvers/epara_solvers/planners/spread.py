@@ -38,20 +38,66 @@ def spread(problem: PlacementProblem, placement: Placement, *, time_is_up: Calla
     if problem.moves_allowed is not None:
         return placement  # every shift is a move, and moves are counted
     free = _free_devices(problem, placement)
-    edges = {(e.service, e.origin, e.server): e for e in problem.edges}
+    if time_is_up() or not any(free.values()):
+        return placement
+    ways = _Ways(problem)
     homes = _single_tenant_contents(problem)
-    widths = link_widths(problem.topology)
-    while any(free.values()) and not time_is_up():
-        shift = _best(problem, placement, free, edges, homes, widths)
+    links = _Links(problem, placement)
+    while any(free.values()):
+        shift = _best(problem, placement, free, ways, homes, links, time_is_up)
         if shift is None:
             break
         free[shift.server, shift.content.device_type] -= shift.content.num_devices
+        links.take(links.more(placement, shift))
         placement = _made(placement, shift)
     return placement
 
 
+class _Ways:
+    """Edges by service, origin and server, looked up when somebody asks: most never are."""
+
+    def __init__(self, problem: PlacementProblem) -> None:
+        self._table = problem.table
+        self._known: dict[tuple[str, str, str], Edge | None] = {}
+
+    def find(self, service: str, origin: str, server: str) -> Edge | None:
+        key = (service, origin, server)
+        if key not in self._known:
+            at = self._table.find(*key)
+            self._known[key] = self._table.edge(at) if at >= 0 else None
+        return self._known[key]
+
+
+class _Links:
+    """What is left of each directed link, kept as work moves: adding up all flows for each shift took seconds."""
+
+    def __init__(self, problem: PlacementProblem, placement: Placement) -> None:
+        self._problem = problem
+        self._left = link_widths(problem.topology)
+        for hop, load in link_use(problem, placement.flows).items():
+            self._left[hop] -= load
+
+    def more(self, placement: Placement, shift: _Shift) -> dict[tuple[str, str], float]:
+        """Bytes per second that a shift adds to each link; less than 0 where it takes load off."""
+        added: dict[tuple[str, str], float] = {}
+        for i, rate, edge in shift.moved:
+            if edge.server == placement.flows[i].edge.server:
+                continue  # the same way, from one device to the next
+            for sign, way in ((1.0, edge), (-1.0, placement.flows[i].edge)):
+                for hop, per_work in self._problem.link_loads(way):
+                    added[hop] = added.get(hop, 0.0) + sign * per_work * rate
+        return added
+
+    def fit(self, added: dict[tuple[str, str], float]) -> bool:
+        return all(load <= max(0.0, self._left[hop]) for hop, load in added.items())
+
+    def take(self, added: dict[tuple[str, str], float]) -> None:
+        for hop, load in added.items():
+            self._left[hop] -= load
+
+
 def _free_devices(problem: PlacementProblem, placement: Placement) -> dict[tuple[str, str], int]:
-    hosts = sorted({e.server for e in problem.edges})  # those that stand and can be reached
+    hosts = sorted(problem.table.servers)  # those that stand and can be reached
     free = {(s, p.type): p.count for s in hosts for p in problem.topology.servers[s].devices}
     for group in placement.groups:
         free[group.server, group.content.device_type] -= group.content.num_devices
@@ -74,11 +120,12 @@ def _best(
     problem: PlacementProblem,
     placement: Placement,
     free: dict[tuple[str, str], int],
-    edges: dict[tuple[str, str, str], Edge],
+    ways: _Ways,
     homes: dict[tuple[str, str], list[Content]],
-    widths: dict[tuple[str, str], float],
+    links: _Links,
+    time_is_up: Callable[[], bool],
 ) -> _Shift | None:
-    """The shift that lowers the measure most; ties go to the shorter network time, then to names."""
+    """The shift that lowers the measure most; ties go to the shorter network time, then to names. None: out of time."""
     used: dict[int, dict[str, list[int]]] = {}
     hosts: dict[str, set[str]] = {}
     for i, flow in enumerate(placement.flows):
@@ -87,6 +134,8 @@ def _best(
             hosts.setdefault(flow.edge.service, set()).add(placement.groups[flow.group].server)
     best: tuple[tuple[float, float, str, str], _Shift] | None = None
     for g, by_service in used.items():
+        if time_is_up():
+            return None
         group = placement.groups[g]
         share = {s: _share(placement, group, s, flows) for s, flows in by_service.items()}
         full = sum(share.values())
@@ -101,7 +150,7 @@ def _best(
                     moved = tuple(
                         (i, part * placement.flows[i].rate, edge)
                         for i in flows
-                        if (edge := edges.get((service, placement.flows[i].edge.origin, server))) is not None
+                        if (edge := ways.find(service, placement.flows[i].edge.origin, server)) is not None
                         and edge.slack_ms >= tenant.response_ms
                     )
                     if len(moved) < len(flows):
@@ -114,7 +163,7 @@ def _best(
                     network_ms = sum(rate * edge.network_ms for _, rate, edge in moved)
                     shift = _Shift(gain=gain, server=server, content=content, moved=moved)
                     key = (-gain, network_ms, server, service)
-                    if (best is None or key < best[0]) and _fits_links(problem, placement, shift, widths):
+                    if (best is None or key < best[0]) and links.fit(links.more(placement, shift)):
                         best = key, shift
                     break  # weaker contents of the same service and type do not do better
     return best[1] if best else None
@@ -134,10 +183,3 @@ def _made(placement: Placement, shift: _Shift) -> Placement:
         groups=(*placement.groups, PlacedGroup(server=shift.server, content=shift.content)),
         flows=tuple(f for f in flows if f.rate > 0),
     )
-
-
-def _fits_links(
-    problem: PlacementProblem, placement: Placement, shift: _Shift, widths: dict[tuple[str, str], float]
-) -> bool:
-    used = link_use(problem, _made(placement, shift).flows)
-    return all(load <= widths[hop] for hop, load in used.items())

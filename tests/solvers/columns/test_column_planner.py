@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from epara_solvers.brute import optimum
 from epara_solvers.columns.arrays import Ground, ground_of
 from epara_solvers.columns.dual import Pricer, Prices
 from epara_solvers.columns.engine import Budget, Solved, solve
-from epara_solvers.planners.columns import ColumnPlanner, prices_of, prove
+from epara_solvers.planners.columns import ColumnPlanner, prices_of, prove, reserve_s
 from epara_solvers.planners.exact import ExactPlanner
 from epara_solvers.process import IsolatedBackend
 from hypothesis import given, settings
@@ -212,3 +213,19 @@ def test_no_demand_and_nothing_to_place_are_plans(busy: PlacementProblem) -> Non
     plan = planner().plan(dark, generation=1, time_limit_s=1.0)
     assert plan.replicas == ()
     assert plan.objective == 0.0
+
+
+def test_a_limit_that_was_not_kept_is_said(busy: PlacementProblem) -> None:
+    """Whatever the time, there is a plan; one that took longer than it might owns up to it."""
+    seconds = itertools.count()
+    late = planner(clock=lambda: float(next(seconds))).plan(busy, generation=1, time_limit_s=0.5)
+    verify(late, busy.topology, busy.catalogue, problem=busy)
+    assert late.wall_s > 1.0
+    assert any(n.startswith("the time limit of 0.5 s is less than this edge takes") for n in late.notes)
+    timely = planner().plan(busy, generation=1, time_limit_s=600.0)
+    assert not any("time limit" in n for n in timely.notes)
+
+
+def test_what_is_kept_back_grows_with_the_edge_and_with_a_busy_machine() -> None:
+    assert reserve_s(10, 0.0) < reserve_s(1_000, 0.0) < reserve_s(10_000, 0.0)
+    assert reserve_s(1_000, 0.0) < reserve_s(1_000, 1.0) <= reserve_s(1_000, 100.0) < 3.5 * reserve_s(1_000, 0.0)
