@@ -1,16 +1,17 @@
-"""Covering weights found by linear programs: the tightest bound that `cover` can prove.
+"""Prices and weights found by linear programs: the tightest bound that `cover` can prove.
 
-For a bound B, with weights w_t per table t (a table serves one or more layers), p_t the least weight of a cover, u_c what a
-node of class c brings at most:
+For a bound B and prices p with sum 1, with m = 1 and u_c what a node of class c brings at most:
 
     minimize    sum_c count_c u_c
-    subject to  run[c, k, s]      sum_{x in [s, s + k)} w_{t(x)}(c, k) <= u_c
-                cover[t, P]       sum_{(c, k) in P} P(c, k) w_t(c, k)  >= p_t     for every P with rates above B
-                scale             sum_x p_{t(x)} = 1
+    subject to  run[c, k]    P_k w(c, k) <= u_c
+                cover[C]     sum_{(c, k) in C} C(c, k) w(c, k) >= 1     for every C with rates above B
 
-Below 1, it proves B. Covers are found as they are needed (`cover.cheapest_cover`), starting from those of equal nodes.
-One table for all layers is small and often enough: layers then count alike. A table for every layer (and its mirror
-image) sees that runs are whole and end where the model does: three nodes of four layers do not hold ten twice over.
+Below 1, it proves B. Covers are found as they are needed (`cover.cheapest_cover`) and kept: what is above a bound is above
+every lower one. The prices matter only through P_k. Equal ones are tried first, then equal ones on every d-th layer, then
+those that are best for the weights at hand, from another small program:
+
+    minimize    sum_c count_c u_c
+    subject to  run[c, k, s]    w(c, k) sum_{x in [s, s + k)} p_x <= u_c,    sum_x p_x = 1,    p_x = p_{num_layers - 1 - x}
 """
 
 from __future__ import annotations
@@ -18,116 +19,139 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ortools.math_opt.python import mathopt
 
-from epara_solvers.layers.cover import MARGIN, Certificate, NodeClass, Pattern, Table, cheapest_cover, shortfall
+from epara_solvers.layers.cover import (
+    MARGIN,
+    Certificate,
+    NodeClass,
+    Pattern,
+    Table,
+    cheapest_cover,
+    dearest_runs,
+    shortfall,
+)
 
-MAX_ROUNDS = 200
-VIOLATED = 1e-7  # in parts of 1, the weight of all layers' covers
-
-
-def alike(num_layers: int) -> tuple[int, ...]:
-    """One table for all layers."""
-    return (0,) * num_layers
-
-
-def mirrored(num_layers: int) -> tuple[int, ...]:
-    """A table for every layer and its mirror image: where a split exists so does its reverse."""
-    return tuple(min(x, num_layers - 1 - x) for x in range(num_layers))
-
-
-@dataclass(slots=True)
-class _Program:
-    model: mathopt.Model
-    weight: dict[tuple[int, int, int], mathopt.Variable]  # (table, class, k)
-    least: list[mathopt.Variable]  # per table
-    brought: list[mathopt.Variable]  # per class
-
-    def add_cover(self, t: int, pattern: Pattern) -> None:
-        terms = [n * self.weight[t, c, k] for (c, k), n in pattern.items()]
-        self.model.add_linear_constraint(mathopt.fast_sum(terms) - self.least[t] >= 0.0)
+MAX_ROUNDS = 400  # of finding covers
+MAX_TURNS = 4  # of prices and weights, each best for the other
+VIOLATED = 1e-7
 
 
-def prove(
-    classes: Sequence[NodeClass],
-    table_of_layer: tuple[int, ...],
-    bound: float,
-    *,
-    seconds_left: Callable[[], float] = lambda: math.inf,
-) -> Certificate | None:
-    """A certificate that no flow exceeds `bound`; None if these tables have none, or time is over."""
-    program = _program(classes, table_of_layer)
-    num_tables = max(table_of_layer) + 1
-    for t in range(num_tables):
-        for pattern in _plain_covers(classes, bound):
-            program.add_cover(t, pattern)
-    solver = mathopt.IncrementalSolver(program.model, mathopt.SolverType.GLOP)
-    for _ in range(MAX_ROUNDS):
-        if seconds_left() <= 0.0:
+def _unlimited() -> float:
+    return math.inf
+
+
+class Prover:
+    """Proves bounds for one problem; remembers covers."""
+
+    def __init__(self, classes: Sequence[NodeClass], num_layers: int) -> None:
+        self.classes, self.num_layers = tuple(classes), num_layers
+        self.longest = max(len(c.rates) for c in classes)
+        self._covers: list[Pattern] = []
+
+    def prove(self, bound: float, *, seconds_left: Callable[[], float] = _unlimited) -> Certificate | None:
+        """A certificate that no flow exceeds `bound`; None if none was found, or time is over."""
+        for step in range(1, min(self.longest, self.num_layers) + 1):
+            prices = _every(step, self.num_layers)
+            for _ in range(MAX_TURNS if step == 1 else 1):
+                weights = self._weights(dearest_runs(prices, self.longest), bound, step == 1, seconds_left)
+                if weights is None:
+                    return None
+                found = Certificate(bound_tokens_per_s=bound, prices=prices, weights=weights)
+                if shortfall(self.classes, found) > MARGIN:
+                    return found
+                prices = self._prices(weights, seconds_left)
+                if prices is None:
+                    return None
+                found = Certificate(bound_tokens_per_s=bound, prices=prices, weights=weights)
+                if shortfall(self.classes, found) > MARGIN:
+                    return found
+        return None
+
+    def _weights(
+        self, dearest: Sequence[float], bound: float, thorough: bool, seconds_left: Callable[[], float]
+    ) -> Table | None:
+        """The best weights for these prices of runs, or any that prove the bound; unless thorough, none else are sought."""
+        model = mathopt.Model()
+        weight = [[model.add_variable(lb=0.0, ub=1.0) for _ in node.rates] for node in self.classes]
+        brought = [model.add_variable(lb=0.0) for _ in self.classes]
+        for row, most in zip(weight, brought, strict=True):
+            for price, w in zip(dearest, row, strict=False):
+                model.add_linear_constraint(price * w - most <= 0.0)
+        model.minimize(mathopt.fast_sum([c.count * u for c, u in zip(self.classes, brought, strict=True)]))
+
+        def add(cover: Pattern) -> None:
+            model.add_linear_constraint(mathopt.fast_sum([n * weight[c][k - 1] for (c, k), n in cover.items()]) >= 1.0)
+
+        for cover in self._known(bound):
+            add(cover)
+        solver = mathopt.IncrementalSolver(model, mathopt.SolverType.GLOP)
+        table: Table | None = None
+        for _ in range(MAX_ROUNDS):
+            result = _solved(solver, seconds_left)
+            if result is None:
+                return None
+            values = result.variable_values()
+            table = tuple(tuple(max(0.0, values[w]) for w in row) for row in weight)
+            least, cover = cheapest_cover(self.classes, table, bound)
+            if least >= 1.0 - VIOLATED or not cover or _total(table, cover) >= 1.0 - VIOLATED:
+                break
+            if result.objective_value() < least * (1 - 2 * MARGIN):
+                break  # proves it as it is
+            if result.objective_value() > 1.0 and not thorough:
+                break  # more covers only cost more
+            self._covers.append(cover)
+            add(cover)
+        return table
+
+    def _known(self, bound: float) -> list[Pattern]:
+        """Covers found before, and as many equal nodes as it takes."""
+        above = bound * (1 + MARGIN)
+        known = [p for p in self._covers if sum(n * self.classes[c].rates[k - 1] for (c, k), n in p.items()) > above]
+        for c, node in enumerate(self.classes):
+            for k, rate in enumerate(node.rates, start=1):
+                if rate * node.count > above:
+                    known.append({(c, k): min(math.floor(above / rate) + 1, node.count)})
+        return known
+
+    def _prices(self, weights: Table, seconds_left: Callable[[], float]) -> tuple[float, ...] | None:
+        """The best prices for these weights."""
+        model, num = mathopt.Model(), self.num_layers
+        half = [model.add_variable(lb=0.0) for _ in range((num + 1) // 2)]
+        price = [half[min(x, num - 1 - x)] for x in range(num)]
+        brought = [model.add_variable(lb=0.0) for _ in weights]
+        for row, most in zip(weights, brought, strict=True):
+            largest = 0.0
+            for k in range(len(row), 0, -1):
+                if row[k - 1] <= largest:  # a longer run weighs as much
+                    continue
+                largest = row[k - 1]
+                for s in range((num - k) // 2 + 1):
+                    run = mathopt.fast_sum(price[s : s + k])
+                    model.add_linear_constraint(largest * run - most <= 0.0)
+        model.add_linear_constraint(mathopt.fast_sum(price) == 1.0)
+        model.minimize(mathopt.fast_sum([c.count * u for c, u in zip(self.classes, brought, strict=True)]))
+        result = _solved(mathopt.IncrementalSolver(model, mathopt.SolverType.GLOP), seconds_left)
+        if result is None:
             return None
-        limit = min(seconds_left(), 3600.0)
-        result = solver.solve(params=mathopt.SolveParameters(time_limit=datetime.timedelta(seconds=limit)))
-        if result.termination.reason is not mathopt.TerminationReason.OPTIMAL or result.objective_value() > 1 - MARGIN:
-            return None
-        tables = _tables(classes, program, result, num_tables)
-        found = Certificate(bound_tokens_per_s=bound, tables=tables, table_of_layer=table_of_layer)
-        least = result.variable_values(program.least)
-        covers = [cheapest_cover(classes, table, bound) for table in tables]
-        missed = [
-            t for t, (w, pattern) in enumerate(covers) if pattern and w < least[t] - VIOLATED / len(table_of_layer)
-        ]
-        if shortfall(classes, found) > MARGIN:
-            return found
-        if not missed:
-            return None
-        for t in missed:
-            program.add_cover(t, covers[t][1])
-    return None
+        return tuple(max(0.0, v) for v in result.variable_values(price))
 
 
-def _program(classes: Sequence[NodeClass], table_of_layer: tuple[int, ...]) -> _Program:
-    num_layers, num_tables = len(table_of_layer), max(table_of_layer) + 1
-    model = mathopt.Model()
-    weight = {
-        (t, c, k): model.add_variable(lb=0.0)
-        for t in range(num_tables)
-        for c, node in enumerate(classes)
-        for k in range(1, len(node.rates) + 1)
-    }
-    least = [model.add_variable(lb=0.0) for _ in range(num_tables)]
-    brought = [model.add_variable(lb=0.0) for _ in classes]
-    for c, node in enumerate(classes):
-        for k in range(1, len(node.rates) + 1):
-            runs = {tuple(sorted(table_of_layer[s : s + k])) for s in range(num_layers - k + 1)}
-            for run in sorted(runs):
-                terms = [weight[t, c, k] for t in run]
-                model.add_linear_constraint(mathopt.fast_sum(terms) - brought[c] <= 0.0)
-    model.add_linear_constraint(mathopt.fast_sum([least[t] for t in table_of_layer]) == 1.0)
-    model.minimize(mathopt.fast_sum([node.count * brought[c] for c, node in enumerate(classes)]))
-    return _Program(model, weight, least, brought)
+def _every(step: int, num_layers: int) -> tuple[float, ...]:
+    """Equal prices on every `step`-th layer, with sum 1."""
+    some = [1.0 if x % step == step - 1 else 0.0 for x in range(num_layers)]
+    return tuple(x / sum(some) for x in some)
 
 
-def _plain_covers(classes: Sequence[NodeClass], bound: float) -> list[Pattern]:
-    """As many equal nodes as it takes."""
-    covers: list[Pattern] = []
-    for c, node in enumerate(classes):
-        for k, rate in enumerate(node.rates, start=1):
-            if rate > 0.0 and rate * node.count > bound * (1 + MARGIN):
-                needed = math.floor(bound * (1 + MARGIN) / rate) + 1
-                covers.append({(c, k): min(needed, node.count)})
-    return covers
+def _total(table: Table, cover: Pattern) -> float:
+    return sum(n * table[c][k - 1] for (c, k), n in cover.items())
 
 
-def _tables(
-    classes: Sequence[NodeClass], program: _Program, result: mathopt.SolveResult, num_tables: int
-) -> tuple[Table, ...]:
-    value = result.variable_values()
-    return tuple(
-        tuple(
-            tuple(max(0.0, value[program.weight[t, c, k]]) for k in range(1, len(node.rates) + 1))
-            for c, node in enumerate(classes)
-        )
-        for t in range(num_tables)
-    )
+def _solved(solver: mathopt.IncrementalSolver, seconds_left: Callable[[], float]) -> mathopt.SolveResult | None:
+    """None unless GLOP reached its optimum in time."""
+    left_s = min(seconds_left(), 3600.0)
+    if left_s <= 0.0:
+        return None
+    result = solver.solve(params=mathopt.SolveParameters(time_limit=datetime.timedelta(seconds=left_s)))
+    return result if result.termination.reason is mathopt.TerminationReason.OPTIMAL else None

@@ -31,10 +31,10 @@ def flow_of(problem: LayerSplit, intervals: tuple[Interval, ...]) -> float:
 
 
 def proves(problem: LayerSplit, certificate: Certificate) -> bool:
-    """Whether the certificate's weights prove its bound. Raises InputError for weights that are none."""
-    if len(certificate.table_of_layer) != problem.num_layers:
-        law, value = "expected a table for every layer", str(len(certificate.table_of_layer))
-        raise InputError(Violation(path="certificate.table_of_layer", law=law, value=value))
+    """Whether the certificate's weights prove its bound. Raises InputError for prices and weights that are none."""
+    if len(certificate.prices) != problem.num_layers:
+        law, value = "expected a price for every layer", str(len(certificate.prices))
+        raise InputError(Violation(path="certificate.prices", law=law, value=value))
     return shortfall(classes_of(problem), certificate) > MARGIN
 
 

@@ -1,18 +1,20 @@
 """Covering weights: why no split can carry more than a bound. No solver, no compiled code.
 
-Whatever the split, every layer's holders carry the whole flow F between them: if F > B, then the reachable rates of the
-nodes that hold a layer add up to more than B. Give a node n that holds layer x in a run of k a weight w_x(n, k) >= 0, any,
-and let
+Whatever the split, the holders of every layer carry the whole flow F between them: if F > B, the reachable rates of the
+nodes that hold a layer add up to more than B. Give every layer x a price p_x >= 0 and a node of class c with a run of k
+layers a weight w(c, k) >= 0, any. Let
 
-    m_x = the least weight of nodes (each at most once, with one k) whose rates add up to more than B
+    m   = the least weight of nodes (each once, with one k) whose rates add up to more than B
+    P_k = the highest price of k consecutive layers
 
-Then F > B needs sum_x m_x of weight, while node n, wherever its run lies, brings at most the largest
-sum_{x in run} w_x(n, k). If all nodes together bring less than sum_x m_x, no flow exceeds B. Nothing about how the
-weights were found needs to be trusted.
+Then F > B needs m sum_x p_x of price times weight, while a node brings at most max_k w(c, k) P_k, wherever its run lies.
+If all nodes together bring less than is needed, no flow exceeds B. Nothing about how prices and weights were found needs
+to be trusted.
 
-w = rate gives the bound by work, sum_n max_k k rate_n(k) / num_layers. w = 1 for a rate above B, 1/2 below it says that a
-layer needs one node that carries everything or two that do not; such roundings (dual feasible functions of the covering
-knapsack) are what linear relaxations of the flow program miss.
+p = 1, w = rate gives the bound by work, sum_n max_k k rate_n(k) / num_layers. w = 1 for a rate above B and 1/2 below it
+says that a layer needs one node that carries everything or two that do not; such roundings (dual feasible functions of
+the covering knapsack) are what linear relaxations of the flow program miss. Prices on every fourth layer say that runs
+of four are whole: ten layers take three of them.
 
 Nodes with the same reachable rates share their weights: they form a class.
 """
@@ -27,8 +29,7 @@ from epara_opt.errors import InputError, Violation
 from epara_solvers.layers.problem import LayerSplit
 
 MARGIN = 1e-9  # relative, by which a claim must hold, and by which rates must exceed a bound to count as above it
-
-MAX_BRANCHES = 20_000
+MAX_BRANCHES = 20_000  # of one search for the cheapest cover
 
 Table = tuple[tuple[float, ...], ...]  # [class][k - 1] weights
 Pattern = dict[tuple[int, int], int]  # (class, k) -> nodes
@@ -47,8 +48,8 @@ class Certificate:
     """Claims that no split's flow exceeds the bound (by more than a part of MARGIN)."""
 
     bound_tokens_per_s: float
-    tables: tuple[Table, ...]  # weights, all >= 0
-    table_of_layer: tuple[int, ...]  # (num_layers,) index into tables
+    prices: tuple[float, ...]  # (num_layers,) >= 0
+    weights: Table  # >= 0, by the order of `classes_of`
 
 
 def classes_of(problem: LayerSplit) -> tuple[NodeClass, ...]:
@@ -66,46 +67,48 @@ def work_bound(classes: Sequence[NodeClass], num_layers: int) -> float:
 
 def work_certificate(classes: Sequence[NodeClass], num_layers: int) -> Certificate:
     bound = work_bound(classes, num_layers) * (1 + 4 * MARGIN)
-    return Certificate(
-        bound_tokens_per_s=bound, tables=(tuple(c.rates for c in classes),), table_of_layer=(0,) * num_layers
-    )
+    weights = tuple(c.rates for c in classes)
+    return Certificate(bound_tokens_per_s=bound, prices=(1.0,) * num_layers, weights=weights)
+
+
+def dearest_runs(prices: Sequence[float], longest: int) -> list[float]:
+    """[k - 1]: the highest price of k consecutive layers, k up to `longest`."""
+    num = len(prices)
+    return [max(math.fsum(prices[s : s + k]) for s in range(num - k + 1)) for k in range(1, longest + 1)]
 
 
 def shortfall(classes: Sequence[NodeClass], certificate: Certificate) -> float:
-    """The part of the weight needed for more than the bound that nodes cannot bring; > MARGIN proves the bound.
+    """The part of what more than the bound needs that nodes cannot bring; > MARGIN proves the bound.
 
-    Infinite where no nodes together have rates above it. Raises InputError for weights that are none.
+    Infinite where no nodes together have rates above it. Raises InputError for prices and weights that are none.
     """
-    num_layers = len(certificate.table_of_layer)
-    for t in certificate.table_of_layer:
-        if not 0 <= t < len(certificate.tables):
-            law = f"expected indexes below {len(certificate.tables)}"
-            raise InputError(Violation(path="certificate.table_of_layer", law=law, value=str(t)))
-    for table in certificate.tables:
-        _check(classes, table)
-    least = [cheapest_cover(classes, t, certificate.bound_tokens_per_s)[0] for t in certificate.tables]
-    needed = sum(least[t] for t in certificate.table_of_layer)
-    if math.isinf(needed):
-        return math.inf
-    brought = 0.0
-    for c, node in enumerate(classes):
-        most = 0.0
-        for k in range(1, min(num_layers, len(node.rates)) + 1):
-            weights = [certificate.tables[t][c][k - 1] for t in certificate.table_of_layer]
-            most = max(most, max(sum(weights[s : s + k]) for s in range(num_layers - k + 1)))
-        brought += node.count * most
-    return (needed - brought) / needed if needed > 0 else 0.0
+    _check(classes, certificate)
+    least, _ = cheapest_cover(classes, certificate.weights, certificate.bound_tokens_per_s)
+    needed = least * math.fsum(certificate.prices)
+    if not (math.isfinite(needed) and needed > 0.0):
+        return math.inf if math.isinf(least) else 0.0
+    dearest = dearest_runs(certificate.prices, max(len(c.rates) for c in classes))
+    brought = math.fsum(
+        node.count * max(w * p for w, p in zip(row, dearest, strict=False))
+        for node, row in zip(classes, certificate.weights, strict=True)
+    )
+    return (needed - brought) / needed
 
 
-def _check(classes: Sequence[NodeClass], table: Table) -> None:
-    if [len(row) for row in table] != [len(c.rates) for c in classes]:
+def _check(classes: Sequence[NodeClass], certificate: Certificate) -> None:
+    shape = [len(row) for row in certificate.weights]
+    if shape != [len(c.rates) for c in classes]:
         law = "expected a weight for every class and number of layers"
-        raise InputError(Violation(path="certificate.tables", law=law, value=str([len(row) for row in table])))
-    for row in table:
-        for weight in row:
-            if not (math.isfinite(weight) and weight >= 0):
+        raise InputError(Violation(path="certificate.weights", law=law, value=str(shape)))
+    named = {"prices": certificate.prices, "weights": [w for row in certificate.weights for w in row]}
+    for path, numbers in named.items():
+        for number in numbers:
+            if not (math.isfinite(number) and number >= 0):
                 law = "expected finite and >= 0"
-                raise InputError(Violation(path="certificate.tables", law=law, value=str(weight)))
+                raise InputError(Violation(path=f"certificate.{path}", law=law, value=str(number)))
+    if not certificate.bound_tokens_per_s >= 0:
+        law, value = "expected >= 0", str(certificate.bound_tokens_per_s)
+        raise InputError(Violation(path="certificate.bound_tokens_per_s", law=law, value=value))
 
 
 def cheapest_cover(classes: Sequence[NodeClass], table: Table, bound: float) -> tuple[float, Pattern]:
@@ -116,13 +119,13 @@ def cheapest_cover(classes: Sequence[NodeClass], table: Table, bound: float) -> 
     After MAX_BRANCHES what is open counts with its bound: the weight returned is then too low, which keeps claims true.
     """
     above = bound * (1 + MARGIN)
-    offers = sorted((table[c][k] / min(r, above), c, k, table[c][k], r) for c, k, r in _undominated(classes, table))
+    offers = sorted((table[c][k] / r, c, k, table[c][k], r) for c, k, r in _undominated(classes, table, above))
     free, best, found, opened, left_open = [c.count for c in classes], math.inf, Pattern(), 0, math.inf
     chosen: list[tuple[int, int, int]] = []
 
     def branch(first: int, missing: float, weight: float) -> None:
         nonlocal best, found, opened, left_open
-        if missing < 0:
+        if missing <= 0:
             if weight < best:
                 best, found = weight, {(c, k + 1): n for c, k, n in chosen}
             return
@@ -145,12 +148,13 @@ def cheapest_cover(classes: Sequence[NodeClass], table: Table, bound: float) -> 
     return min(best, left_open), found
 
 
-def _undominated(classes: Sequence[NodeClass], table: Table) -> list[tuple[int, int, float]]:
+def _undominated(classes: Sequence[NodeClass], table: Table, above: float) -> list[tuple[int, int, float]]:
+    """(class, k - 1, rate): rates count up to `above`, which is all that is asked for; those of 0 are left out."""
     kept: list[tuple[int, int, float]] = []
     for c, node in enumerate(classes):
-        best = -math.inf  # the largest rate at this weight or less
-        for _, rate, k in sorted((table[c][k], -rate, k) for k, rate in enumerate(node.rates)):
-            if -rate > max(best, 0.0):
+        best = 0.0  # the largest rate at this weight or less
+        for _, rate, k in sorted((table[c][k], -min(rate, above), k) for k, rate in enumerate(node.rates)):
+            if -rate > best:
                 best = -rate
-                kept.append((c, k, -rate))
+                kept.append((c, k, best))
     return kept

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from epara_solvers.layers import kernel
-from epara_solvers.layers.bound import alike, mirrored, prove
-from epara_solvers.layers.cover import MARGIN, Certificate, NodeClass, classes_of, work_certificate
+from epara_solvers.layers.bound import Prover
+from epara_solvers.layers.cover import MARGIN, Certificate, classes_of, work_certificate
 from epara_solvers.layers.problem import SINK, SOURCE, Interval, LayerSplit
 
 F64 = npt.NDArray[np.float64]
@@ -27,8 +27,9 @@ I64 = npt.NDArray[np.int64]
 ROUND_STEPS = 4_000
 HOT, COLD = 0.1, 0.001  # parts of the best flow: temperatures of every round's first step and its last
 COVER_WEIGHT = 0.5
-SEARCH_PART = 0.6  # of the time; the bound has the rest
-HALVINGS = 12  # of the gap between flow and bound, per kind of tables
+FIRST_PART, SEARCH_PART = 0.1, 0.6  # of the time, until which the first bound and the search may run
+PROOF_ROUNDS, PROOF_PART = 4, 0.05  # rounds between tries to prove a new flow the best, and the time of each
+ENOUGH = 1e-3  # of a bound: how near the lowest provable one is sought
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,20 +104,18 @@ def solve(
     """The best split found, with a bound that anybody can check. Ends early where the two meet."""
     started = clock()
     ground, classes = _Ground(problem), classes_of(problem)
+    prover = Prover(classes, problem.num_layers)
 
     def left_s(part: float = 1.0) -> float:
         return math.inf if rounds is not None else started + part * time_limit_s - clock()
 
     best = chain(ground)
     flow, done = ground.flow(best), 0
-    certificate = tightened(
-        classes, work_certificate(classes, problem.num_layers), alike(problem.num_layers), flow, left_s
-    )
+    certificate = tightened(prover, work_certificate(classes, problem.num_layers), flow, lambda: left_s(FIRST_PART))
+    proved_at = flow
     rng = np.array([seed], dtype=np.uint64)
     runs = best.copy()
-    while certificate.bound_tokens_per_s > flow * (1 + 2 * MARGIN) and (
-        done < rounds if rounds is not None else left_s(SEARCH_PART) > 0
-    ):
+    while not _meet(certificate, flow) and (done < rounds if rounds is not None else left_s(SEARCH_PART) > 0):
         if done % 4 == 3:
             runs = scattered(ground, rng)
         elif done % 2 == 0:
@@ -125,45 +124,37 @@ def solve(
         wanted = min(certificate.bound_tokens_per_s, 1.2 * scale)
         found = ground.anneal(runs, best, steps=ROUND_STEPS, scale=scale, wanted=wanted, rng=rng)
         done += 1
-        if found > flow:
-            flow = found
-            certificate = met(classes, certificate, alike(problem.num_layers), flow, left_s) or certificate
-    for tables in (alike(problem.num_layers), mirrored(problem.num_layers)):
-        certificate = tightened(classes, certificate, tables, flow, left_s)
+        flow = max(flow, found)
+        if flow > proved_at and done % PROOF_ROUNDS == 0:
+            then_s = left_s() - PROOF_PART * time_limit_s
+            proof = prover.prove(flow * (1 + MARGIN), seconds_left=lambda then_s=then_s: _since(left_s(), then_s))
+            certificate, proved_at = proof or certificate, flow
+    certificate = tightened(prover, certificate, flow, left_s)
     starts, ends = best.start.tolist(), (best.start + best.size).tolist()
     intervals = tuple(zip(starts, ends, strict=True))
     problem.check(intervals)
     return Split(intervals=intervals, flow_tokens_per_s=flow, certificate=certificate, rounds=done)
 
 
-def met(
-    classes: tuple[NodeClass, ...],
-    known: Certificate,
-    tables: tuple[int, ...],
-    flow: float,
-    seconds_left: Callable[[], float],
-) -> Certificate | None:
-    """A proof that the flow is the best, if there is one."""
-    if known.bound_tokens_per_s <= flow * (1 + 2 * MARGIN):
+def _since(left_s: float, then_s: float) -> float:
+    return math.inf if math.isinf(left_s) else left_s - then_s
+
+
+def _meet(certificate: Certificate, flow: float) -> bool:
+    return certificate.bound_tokens_per_s <= flow * (1 + 2 * MARGIN)
+
+
+def tightened(prover: Prover, known: Certificate, flow: float, seconds_left: Callable[[], float]) -> Certificate:
+    """The flow itself as the bound if it can be proved, else the lowest that is found between, to a part of ENOUGH."""
+    if _meet(known, flow):
         return known
-    return prove(classes, tables, flow * (1 + MARGIN), seconds_left=seconds_left)
-
-
-def tightened(
-    classes: tuple[NodeClass, ...],
-    known: Certificate,
-    tables: tuple[int, ...],
-    flow: float,
-    seconds_left: Callable[[], float],
-) -> Certificate:
-    """The lowest bound that such tables prove, to a 2^-HALVINGS of the gap."""
-    proof = met(classes, known, tables, flow, seconds_left)
+    proof = prover.prove(flow * (1 + MARGIN), seconds_left=seconds_left)
     if proof is not None:
         return proof
     low, best = flow, known
-    for _ in range(HALVINGS):
+    while best.bound_tokens_per_s > low * (1 + ENOUGH):
         middle = (low + best.bound_tokens_per_s) / 2
-        proof = prove(classes, tables, middle, seconds_left=seconds_left)
+        proof = prover.prove(middle, seconds_left=seconds_left)
         if proof is None:
             low = middle
         else:
