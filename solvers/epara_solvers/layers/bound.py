@@ -6,12 +6,13 @@ For a bound B and prices p with sum 1, with m = 1 and u_c what a node of class c
     subject to  run[c, k]    P_k w(c, k) <= u_c
                 cover[C]     sum_{(c, k) in C} C(c, k) w(c, k) >= 1     for every C with rates above B
 
-Below 1, it proves B. Covers are found as they are needed (`cover.cheapest_cover`) and kept: what is above a bound is above
-every lower one. The prices matter only through P_k. Equal ones are tried first, then equal ones on every d-th layer, then
-those that are best for the weights at hand, from another small program:
+Below 1, it proves B. Covers are found as they are needed (`cover.cheapest_cover`) and kept: what is above a bound is
+above every lower one. The prices matter only through P_k. Tried are equal ones, equal ones on every d-th layer, and after
+each those that are best for the weights at hand, from another small program:
 
     minimize    sum_c count_c u_c
-    subject to  run[c, k, s]    w(c, k) sum_{x in [s, s + k)} p_x <= u_c,    sum_x p_x = 1,    p_x = p_{num_layers - 1 - x}
+    subject to  run[c, k, s]    w(c, k) sum_{x in [s, s + k)} p_x <= u_c
+                scale           sum_x p_x = 1,    p_x = p_{num_layers - 1 - x}
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Prover:
     def _weights(
         self, dearest: Sequence[float], bound: float, thorough: bool, seconds_left: Callable[[], float]
     ) -> Table | None:
-        """The best weights for these prices of runs, or any that prove the bound; unless thorough, none else are sought."""
+        """The best weights for these prices of runs, or any that prove the bound. Unless thorough, it ends where they
+        cannot."""
         model = mathopt.Model()
         weight = [[model.add_variable(lb=0.0, ub=1.0) for _ in node.rates] for node in self.classes]
         brought = [model.add_variable(lb=0.0) for _ in self.classes]

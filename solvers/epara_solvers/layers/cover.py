@@ -1,8 +1,8 @@
 """Covering weights: why no split can carry more than a bound. No solver, no compiled code.
 
 Whatever the split, the holders of every layer carry the whole flow F between them: if F > B, the reachable rates of the
-nodes that hold a layer add up to more than B. Give every layer x a price p_x >= 0 and a node of class c with a run of k
-layers a weight w(c, k) >= 0, any. Let
+nodes that hold a layer add up to more than B. Give every layer x a price p_x >= 0, and a node of class c with a run of
+k layers a weight w(c, k) >= 0, any. Let
 
     m   = the least weight of nodes (each once, with one k) whose rates add up to more than B
     P_k = the highest price of k consecutive layers
@@ -11,7 +11,7 @@ Then F > B needs m sum_x p_x of price times weight, while a node brings at most 
 If all nodes together bring less than is needed, no flow exceeds B. Nothing about how prices and weights were found needs
 to be trusted.
 
-p = 1, w = rate gives the bound by work, sum_n max_k k rate_n(k) / num_layers. w = 1 for a rate above B and 1/2 below it
+p = 1 and w = rate give the bound by work, sum_n max_k k rate_n(k) / num_layers. w = 1 for a rate above B and 1/2 below it
 says that a layer needs one node that carries everything or two that do not; such roundings (dual feasible functions of
 the covering knapsack) are what linear relaxations of the flow program miss. Prices on every fourth layer say that runs
 of four are whole: ten layers take three of them.

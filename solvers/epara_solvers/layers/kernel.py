@@ -1,6 +1,6 @@
 # pyright: basic
 # Kernels have no annotations: numba infers the types of what it is given.
-"""The flow through a split, and simulated annealing over splits, in compiled code. See layers.problem for what it means.
+"""The flow through a split, and simulated annealing over splits, in compiled code. What it means: layers.problem.
 
 rates: (N, K) tokens/s with 1, 2, ... layers; most: (N,) layers that fit; source, sink: (N,), link: (N, N) tokens/s, 0
 where there is no link; start, size: (N,) each node's run of layers.
@@ -9,8 +9,9 @@ where there is no link; start, size: (N,) each node's run of layers.
 from __future__ import annotations
 
 import numpy as np
-from epara_solvers.replay.kernel import below, unit
 from numba import njit
+
+from epara_solvers.replay.kernel import below, unit
 
 SMALL = 1e-9  # tokens/s: less room than that is none
 
@@ -118,7 +119,7 @@ def push(source, sink, following, head, left, level, cursor, path):
 
 @njit(cache=True, nogil=True)
 def covered(start, size, rates, num_layers, wanted):
-    """What the layers' holders can carry: the mean, no more than `wanted` each, and the least, which no flow exceeds."""
+    """What the layers' holders can carry: the mean, up to `wanted` each, and the least, which no flow exceeds."""
     cover = np.zeros(num_layers)
     for i in range(len(start)):
         for x in range(start[i], start[i] + size[i]):
@@ -142,7 +143,7 @@ def shift(low, high, step, start, size, most, num_layers):
     """Move every boundary in [low, high) by `step`; whether all runs stay legal. 0 and num_layers do not move."""
     for i in range(len(start)):
         begin, end = start[i], start[i] + size[i]
-        if 0 < begin and low <= begin < high:
+        if begin > 0 and low <= begin < high:
             begin += step
         if end < num_layers and low <= end < high:
             end += step

@@ -1,6 +1,6 @@
-"""One model of many layers over nodes of unlike speed: the problem. Semantics: Helix (ASPLOS'25), no partial inference.
+"""One model of many layers over nodes of unlike speed: the problem. Semantics: Helix (ASPLOS'25), whole runs only.
 
-Every node n holds one run of consecutive layers, [start, start + k), and passes at most rate_n(k) tokens/s through them.
+Every node n holds one run of consecutive layers, [start, start + k), and passes at most rate_n(k) tokens/s through it.
 A token enters at the source, meets every layer once in order, and leaves at the sink:
 
     source -> i  where start_i = 0;   i -> j  where end_i = start_j;   i -> sink  where end_i = num_layers

@@ -1,9 +1,9 @@
 """The split with the largest flow: chains first, then annealing over everybody's runs, against a proved bound.
 
-A chain gives every layer to one node: for a flow F every node takes as many layers as it can hold at a rate of F, and the
-largest F for which these make the model is the best of all chains where links do not bind (exactly: fewer nodes suffice
-for less). Two slow nodes may share what one fast one cannot take; that is for the annealing, whose moves keep runs end to
-end. When the bound meets the flow the search is over.
+A chain gives every layer to one node: for a flow F every node takes as many layers as it can hold at a rate of F, and
+the largest F for which these make the model is the best of all chains where links do not bind. Two slow nodes may share
+what one fast node cannot take; that is for the annealing, whose moves keep runs end to end. Where the bound meets the
+flow the search is over.
 """
 
 from __future__ import annotations
