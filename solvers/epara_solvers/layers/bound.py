@@ -7,8 +7,8 @@ For a bound B and prices p with sum 1, with m = 1 and u_c what a node of class c
                 cover[C]     sum_{(c, k) in C} C(c, k) w(c, k) >= 1     for every C with rates above B
 
 Below 1, it proves B. Covers are found as they are needed (`cover.cheapest_cover`) and kept: what is above a bound is
-above every lower one. The prices matter only through P_k. Tried are equal ones, equal ones on every d-th layer, and after
-each those that are best for the weights at hand, from another small program:
+above every lower one. The prices matter only through P_k. Tried are equal ones, equal ones on every d-th layer, and
+after each those that are best for the weights at hand, from another small program:
 
     minimize    sum_c count_c u_c
     subject to  run[c, k, s]    w(c, k) sum_{x in [s, s + k)} p_x <= u_c

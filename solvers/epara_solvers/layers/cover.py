@@ -7,14 +7,14 @@ k layers a weight w(c, k) >= 0, any. Let
     m   = the least weight of nodes (each once, with one k) whose rates add up to more than B
     P_k = the highest price of k consecutive layers
 
-Then F > B needs m sum_x p_x of price times weight, while a node brings at most max_k w(c, k) P_k, wherever its run lies.
-If all nodes together bring less than is needed, no flow exceeds B. Nothing about how prices and weights were found needs
-to be trusted.
+Then F > B needs m sum_x p_x of price times weight, while a node brings at most max_k w(c, k) P_k, wherever its run
+lies. If all nodes together bring less than is needed, no flow exceeds B. Nothing about how prices and weights were
+found needs to be trusted.
 
-p = 1 and w = rate give the bound by work, sum_n max_k k rate_n(k) / num_layers. w = 1 for a rate above B and 1/2 below it
-says that a layer needs one node that carries everything or two that do not; such roundings (dual feasible functions of
-the covering knapsack) are what linear relaxations of the flow program miss. Prices on every fourth layer say that runs
-of four are whole: ten layers take three of them.
+p = 1 and w = rate give the bound by work, sum_n max_k k rate_n(k) / num_layers. w = 1 for a rate above B and 1/2
+below it says that a layer needs one node that carries everything or two that do not; such roundings (dual feasible
+functions of the covering knapsack) are what linear relaxations of the flow program miss. Prices on every fourth layer
+say that runs of four are whole: ten layers take three of them.
 
 Nodes with the same reachable rates share their weights: they form a class.
 """

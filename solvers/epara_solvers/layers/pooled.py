@@ -7,8 +7,8 @@ one device type at one share; all stages form batches of the same size b. With n
 
 requests/s, and counts where a batch is on time: the stages' latencies, b transfers between them, the wait until b
 requests are there, and a margin add up to no more than the SLO. A plan is a set of pipelines with whole numbers of
-shares, on no more devices than there are. Unless `mixed_devices`, the shares of a type that work on i-th stages fill whole devices
-between them, as in PPipe's own program. Wanted: the plan that serves most.
+shares, on no more devices than there are. Unless `mixed_devices`, the shares of a type that work on i-th stages fill
+whole devices between them, as in PPipe's own program. Wanted: the plan that serves most.
 """
 
 from __future__ import annotations
