@@ -30,6 +30,7 @@ from epara_solvers.layers.problem import LayerSplit
 
 MARGIN = 1e-9  # relative, by which a claim must hold, and by which rates must exceed a bound to count as above it
 MAX_BRANCHES = 20_000  # of one search for the cheapest cover
+TINY = 1e-300  # more than a bound of 0
 
 Table = tuple[tuple[float, ...], ...]  # [class][k - 1] weights
 Pattern = dict[tuple[int, int], int]  # (class, k) -> nodes
@@ -118,7 +119,7 @@ def cheapest_cover(classes: Sequence[NodeClass], table: Table, bound: float) -> 
     rate still on offer, bounds a branch. A rate that another k of the class exceeds at no more weight is passed over.
     After MAX_BRANCHES what is open counts with its bound: the weight returned is then too low, which keeps claims true.
     """
-    above = bound * (1 + MARGIN)
+    above = max(bound * (1 + MARGIN), TINY)
     offers = sorted((table[c][k] / r, c, k, table[c][k], r) for c, k, r in _undominated(classes, table, above))
     free, best, found, opened, left_open = [c.count for c in classes], math.inf, Pattern(), 0, math.inf
     chosen: list[tuple[int, int, int]] = []

@@ -176,6 +176,8 @@ def served(model: PooledModel, plan: Sequence[Staffed]) -> float:
             broken.append(f"plan[{i}]: expected at most {model.slo_us} us, got {found.latency_us}")
         if found != given:
             broken.append(f"plan[{i}]: its rates or its latency are not those of its stages")
+    if broken:
+        raise PlanRejected(broken)
     for pool, used in zip(model.pools, devices_used(model, plan), strict=True):
         if used > pool.count:
             broken.append(f"pools.{pool.type}: expected at most {pool.count} devices, got {used}")

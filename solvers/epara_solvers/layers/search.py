@@ -61,7 +61,7 @@ class _Runs:
         return _Runs(self.start.copy(), self.size.copy())
 
 
-class _Ground:
+class Ground:
     """The problem in arrays."""
 
     def __init__(self, problem: LayerSplit) -> None:
@@ -103,7 +103,7 @@ def solve(
 ) -> Split:
     """The best split found, with a bound that anybody can check. Ends early where the two meet."""
     started = clock()
-    ground, classes = _Ground(problem), classes_of(problem)
+    ground, classes = Ground(problem), classes_of(problem)
     prover = Prover(classes, problem.num_layers)
 
     def left_s(part: float = 1.0) -> float:
@@ -162,7 +162,7 @@ def tightened(prover: Prover, known: Certificate, flow: float, seconds_left: Cal
     return best
 
 
-def chain(ground: _Ground) -> _Runs:
+def chain(ground: Ground) -> _Runs:
     """One node a layer, each as long as the best flow allows; who is left over stands beside the first."""
     num, num_layers = len(ground.most), ground.num_layers
     reach: I64 = np.zeros(num, dtype=np.int64)
@@ -181,7 +181,7 @@ def chain(ground: _Ground) -> _Runs:
     return _Runs(start, size)
 
 
-def _in_line(ground: _Ground, reach: I64) -> list[int]:
+def _in_line(ground: Ground, reach: I64) -> list[int]:
     """Nodes in an order along wide links, from the source."""
     waiting = [i for i in range(len(reach)) if reach[i] > 0]
     line: list[int] = []
@@ -192,7 +192,7 @@ def _in_line(ground: _Ground, reach: I64) -> list[int]:
     return line
 
 
-def scattered(ground: _Ground, rng: npt.NDArray[np.uint64]) -> _Runs:
+def scattered(ground: Ground, rng: npt.NDArray[np.uint64]) -> _Runs:
     """Runs anywhere."""
     draw = np.random.default_rng(int(rng[0]))
     size = draw.integers(1, ground.most + 1)
