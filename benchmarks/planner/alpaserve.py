@@ -12,18 +12,16 @@ import argparse
 import json
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import DATA, ROOT
+from cases import DATA, PEER_RESULTS, merge
 from epara_solvers.replay.instance import Arrivals, Group, Instance
 from epara_solvers.replay.search import Replay, search
 from rich.console import Console
 from rich.table import Table
 
 CASES = ("A_small_mixed_8g8m", "C_medium_equal_32g32m", "D_medium_mixed_32g60m", "F_small_pcie_batch_8g8m")
-RESULTS = ROOT / "benchmarks" / "results" / "planner_peers.json"
 POLICIES = ("sr-greedy", "mp-search", "mp-search-sep")
 
 
@@ -118,16 +116,7 @@ def main() -> None:
         figures = ("objective", "alpaserve_heldout", "annealing_reference_heldout", "alpaserve_test", "train")
         table.add_row(r["case"], str(r["seed"]), *(f"{r[f]:.4f}" for f in figures), f"{r['wall_s']:.1f}")
     console.print(table)
-    merge(RESULTS, rows)
-
-
-def merge(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace the rows of the same case and solver."""
-    found = json.loads(path.read_text())["rows"] if path.exists() else []
-    fresh = {(r["case"], r["solver"]) for r in rows}
-    found = [r for r in found if (r["case"], r["solver"]) not in fresh] + rows
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"rows": found}, indent=1) + "\n")
+    merge(PEER_RESULTS, rows)
 
 
 if __name__ == "__main__":

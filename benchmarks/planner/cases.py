@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from epara_opt.importers.document import write_document
 from epara_opt.importers.eua import import_eua
@@ -13,6 +15,7 @@ from epara_opt.topology import LoadedTopology, load_topology
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("EPARA_DATA", ROOT.parent / "shared" / "data"))
+PEER_RESULTS = ROOT / "benchmarks" / "results" / "planner_peers.json"
 # 125 base stations and 816 users of Melbourne's centre: EUA data set (PhuLai/eua-dataset, MIT)
 SITES = "topologies/eua_optus_melbcbd_sites.csv"
 USERS = "topologies/eua_users_melbcbd_generated.csv"
@@ -65,3 +68,12 @@ def load(name: str, folder: Path) -> LoadedTopology:
 def is_there(name: str) -> bool:
     """Whether the case's data is on this machine."""
     return not name.startswith("eua") or (DATA / SITES).exists()
+
+
+def merge(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace the rows of the same case and solver."""
+    found = json.loads(path.read_text())["rows"] if path.exists() else []
+    fresh = {(r["case"], r["solver"]) for r in rows}
+    found = [r for r in found if (r["case"], r["solver"]) not in fresh] + rows
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"rows": found}, indent=1) + "\n")
