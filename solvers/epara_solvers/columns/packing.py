@@ -460,13 +460,12 @@ def put(a, s, q, k, edges, tenants, rates):
 
 @njit(cache=True, nogil=True)
 def construct(a, b, s, order, list_start, listed, theta, noise, rng, pi, cost_there, cost_back):
-    """Build these servers in order at theta, then again at 0. Returns what the new groups earn."""
+    """Build these servers in order at theta of the columns listed, then again at 0 of all. Returns what is new earns."""
     earned = 0.0
     for n in order:
         earned += build_server(a, b, s, n, list_start, listed, theta, noise, rng, pi, cost_there, cost_back)
-    if theta > 0.0:
-        for n in order:
-            earned += build_server(a, b, s, n, list_start, listed, 0.0, 0.0, rng, pi, cost_there, cost_back)
+    for n in order:
+        earned += build_server(a, b, s, n, a.pool_column, a.every_column, 0.0, 0.0, rng, pi, cost_there, cost_back)
     return earned
 
 

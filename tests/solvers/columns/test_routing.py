@@ -54,7 +54,8 @@ def case_of(problem: PlacementProblem) -> Case | None:
         return None
     search = Repacker(ground, seed=1)
     nothing = Prices(np.zeros(len(a.offered)), np.zeros(len(a.link_width)))
-    search.under(nothing, Pricer(ground)(nothing))
+    pricer = Pricer(ground)
+    search.under(nothing, pricer(nothing), pricer.active())
     search.construct(theta=0.0)
     return Case(ground, search.packing)
 
