@@ -123,7 +123,8 @@ def ground_of(problem: PlacementProblem) -> Ground:
         content_work=rows.work,
         content_load=rows.load_s,
         content_streams=rows.streams,
-        content_fresh=rows.fresh,
+        # Keeping a tenant spares its load or, where those are counted, a move.
+        content_spared=(rows.fresh < 1.0) | (problem.moves_allowed is not None),
         content_tp=np.array([c.tp for c in contents], dtype=np.int64),
         content_pp=np.array([c.pp for c in contents], dtype=np.int64),
         seg_at=seg_at,

@@ -50,7 +50,7 @@ def _sift(
     content_work,
     content_load,
     content_streams,
-    content_fresh,
+    content_spared,
     content_tp,
     content_pp,
     seg_at,
@@ -172,7 +172,7 @@ def _sift(
                             continue
                         for t in range(width):
                             service = content_service[i, t]
-                            if service >= 0 and class_services[k, service] and content_fresh[i, t] < 1.0:
+                            if service >= 0 and class_services[k, service] and content_spared[i, t]:
                                 loaded |= 1 << t
                         if loaded == 0:
                             continue

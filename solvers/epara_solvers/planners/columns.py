@@ -21,6 +21,7 @@ from epara_opt.unserved import explain_unserved
 from epara_solvers.columns.arrays import Ground, ground_of
 from epara_solvers.columns.dual import Priced, Pricer, Prices
 from epara_solvers.columns.engine import Budget, Solved, solve
+from epara_solvers.columns.search import Repacker, placement_of
 from epara_solvers.planners.exact import ExactPlanner, all_served
 from epara_solvers.planners.spread import spread
 
@@ -93,8 +94,7 @@ class ColumnPlanner:
                 in_force=in_force,
                 gap=self._gap,
             )
-            # The engine counts no moves; its bound holds, and on small problems an exact search goes on.
-            placement = within_moves(problem, solved.placement)
+            placement = self._counted(ground, solved.placement, in_force)
             prices = scarcity_prices(ground, solved.prices, solved.priced)
             certificate = prove(ground, solved.prices, threads=self._threads)
             bound = min(certificate.bound, all_served(problem))
@@ -121,6 +121,20 @@ class ColumnPlanner:
         )
         wall_s = self._clock() - started
         return replace(made, wall_s=wall_s, notes=(*made.notes, *_late(wall_s, time_limit_s)))
+
+    def _counted(self, ground: Ground, found: Placement, in_force: Plan | None) -> Placement:
+        """What the engine found within the moves allowed, which it does not count, or what stays, if that is more.
+
+        Its bound holds either way, and on small problems an exact search goes on from here.
+        """
+        problem = ground.problem
+        kept = within_moves(problem, found)
+        if in_force is None or problem.moves_allowed is None:
+            return kept
+        search = Repacker(ground, seed=self._seed)
+        search.resume(in_force)
+        stays = within_moves(problem, placement_of(ground, search.packing))
+        return max(kept, stays, key=lambda placement: value(problem, placement))
 
     def _is_small(self, ground: Ground) -> bool:
         return self._exact is not None and len(ground.arrays.column_content) <= EXACT_COLUMNS

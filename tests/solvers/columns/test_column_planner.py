@@ -57,7 +57,8 @@ def solved(cases: list[tuple[PlacementProblem, float]]) -> list[tuple[Ground, So
 
 
 def test_columns_are_those_of_the_compact_model(cases: list[tuple[PlacementProblem, float]]) -> None:
-    for problem, _ in cases:
+    capped = [replace(p, rules=replace(p.rules, max_moves=1)) for p, _ in cases]  # keeps those that load in no time too
+    for problem in (*(p for p, _ in cases), *capped):
         ground = ground_of(problem)
         a = ground.arrays
         mine = sorted(
