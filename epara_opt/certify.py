@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from epara_opt.errors import PlanRejected
 from epara_opt.formulation.compact import Column, columns_of
@@ -136,9 +136,7 @@ class _Pool:
 
 def _pools(problem: PlacementProblem, certificate: Certificate) -> Iterator[_Pool]:
     columns: dict[tuple[str, str], list[Column]] = {}
-    # The bound is that without the cap: with it, the same group counts as new and as kept, and would earn twice.
-    free = replace(problem, rules=replace(problem.rules, max_moves=None))
-    for column in columns_of(free):
+    for column in columns_of(problem):
         columns.setdefault((column.server, column.content.device_type), []).append(column)
     prices: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for (server, device_type), mine in columns.items():

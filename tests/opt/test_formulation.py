@@ -213,8 +213,8 @@ def test_residents_alike_are_kept_once_each_by_groups_of_different_contents(make
 
 
 def test_use_is_measured_in_what_a_server_could_serve_of_a_demand(make) -> None:
-    """Of a million times more it would be a part that solvers take for nothing."""
-    encoded = encode(make.edge(demand=[make.offer("classify", "a", 2e8)]).problem())
-    assert [(u.offered, u.unit) for u in encoded.uses] == [(2e8, 200.0), (2e8, 100.0)]
+    """Of ten thousand times more it would be a part that solvers take for nothing."""
+    encoded = encode(make.edge(demand=[make.offer("classify", "a", 2e6)]).problem())
+    assert [(u.offered, u.unit) for u in encoded.uses] == [(2e6, 200.0), (2e6, 100.0)]
     demand, limit = row_of(encoded, "demand[classify,a]")
-    assert (max(demand.values()), limit) == (1.0, 1e6)
+    assert (max(demand.values()), limit) == (1.0, 1e4)
