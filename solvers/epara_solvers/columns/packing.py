@@ -460,7 +460,7 @@ def put(a, s, q, k, edges, tenants, rates):
 
 @njit(cache=True, nogil=True)
 def construct(a, b, s, order, list_start, listed, theta, noise, rng, pi, cost_there, cost_back):
-    """Build these servers in order at theta of the columns listed, then again at 0 of all. Returns what is new earns."""
+    """Build these servers in order at theta of the columns listed, then again at 0 of all. Returns the gain."""
     earned = 0.0
     for n in order:
         earned += build_server(a, b, s, n, list_start, listed, theta, noise, rng, pi, cost_there, cost_back)
