@@ -24,9 +24,10 @@ from epara_solvers.layers.problem import SINK, SOURCE, Interval, LayerSplit
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-ROUND_STEPS = 4_000
-HOT, COLD = 0.1, 0.001  # parts of the best flow: temperatures of every round's first step and its last
-COVER_WEIGHT = 0.5
+ROUND_STEPS, LONGEST_STEPS = 4_000, 512_000  # of annealing: rounds grow, long ones find more (measured)
+LONGEST_PART = 0.02  # of the time: rounds that take more do not grow
+HOT, COLD = 0.05, 0.001  # parts of the best flow: temperatures of every round's first step and its last
+COVER_WEIGHT = 1.0
 FIRST_PART, SEARCH_PART = 0.1, 0.6  # of the time, until which the first bound and the search may run
 PROOF_ROUNDS, PROOF_PART = 4, 0.05  # rounds between tries to prove a new flow the best, and the time of each
 ENOUGH = 1e-3  # of a bound: how near the lowest provable one is sought
@@ -114,7 +115,7 @@ def solve(
     certificate = tightened(prover, work_certificate(classes, problem.num_layers), flow, lambda: left_s(FIRST_PART))
     proved_at = flow
     rng = np.array([seed], dtype=np.uint64)
-    runs = best.copy()
+    runs, steps = best.copy(), ROUND_STEPS
     while not _meet(certificate, flow) and (done < rounds if rounds is not None else left_s(SEARCH_PART) > 0):
         if done % 4 == 3:
             runs = scattered(ground, rng)
@@ -122,8 +123,11 @@ def solve(
             runs = best.copy()
         scale = max(flow, 1e-3 * certificate.bound_tokens_per_s)
         wanted = min(certificate.bound_tokens_per_s, 1.2 * scale)
-        found = ground.anneal(runs, best, steps=ROUND_STEPS, scale=scale, wanted=wanted, rng=rng)
+        before_s = left_s()
+        found = ground.anneal(runs, best, steps=steps, scale=scale, wanted=wanted, rng=rng)
         done += 1
+        if done % 4 == 0 and (rounds is not None or before_s - left_s() < LONGEST_PART * time_limit_s):
+            steps = min(2 * steps, LONGEST_STEPS)
         flow = max(flow, found)
         if flow > proved_at and done % PROOF_ROUNDS == 0:
             then_s = left_s() - PROOF_PART * time_limit_s
@@ -152,7 +156,7 @@ def tightened(prover: Prover, known: Certificate, flow: float, seconds_left: Cal
     if proof is not None:
         return proof
     low, best = flow, known
-    while best.bound_tokens_per_s > low * (1 + ENOUGH):
+    while best.bound_tokens_per_s > low * (1 + ENOUGH) + MARGIN * known.bound_tokens_per_s:
         middle = (low + best.bound_tokens_per_s) / 2
         proof = prover.prove(middle, seconds_left=seconds_left)
         if proof is None:
