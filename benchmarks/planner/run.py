@@ -125,10 +125,14 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; all by default")
     parser.add_argument("--solvers", help="comma-separated; all that are available by default")
     parser.add_argument("--time-limit", type=float, help="seconds per run, instead of the case's own")
+    parser.add_argument("--markdown", action="store_true", help="measure nothing; print the results file as a table")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "SOLVER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(*args.one, args.time_limit)))
+        return
+    if args.markdown:
+        print(markdown(json.loads(RESULTS.read_text())))
         return
     console = Console(stderr=True)
     solvers = args.solvers.split(",") if args.solvers else [i.name for i in available() if i.available] + [WARM]
@@ -157,6 +161,18 @@ def main() -> None:
                 highlight=False,
             )
     write(rows)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table that README and docs quote."""
+    head = ("case", "solver", "stop", "objective", "bound", "gap", "below the best bound", "seconds", "MB")
+    lines = [f"{results['machine']}, {results['date']}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for r in results["rows"]:
+        bound = "-" if r["dual_bound"] is None else f"{r['dual_bound']:.2f}"
+        shown = ["-" if r[key] is None else f"{100 * r[key]:.2f} %" for key in ("gap", "gap_best")]
+        cells = (r["case"], r["solver"], r["stop"], f"{r['objective']:.2f}", bound, *shown)
+        lines.append("| " + " | ".join((*cells, f"{r['wall_s']:.1f}", f"{r['rss_mb']:.0f}")) + " |")
+    return "\n".join(lines)
 
 
 def write(rows: list[dict[str, Any]]) -> None:
