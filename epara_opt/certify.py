@@ -14,6 +14,18 @@ fractional knapsack, so no k groups of that content earn more. What the k-th cop
 columns are valued as if they did not share demand, which only raises V_n. So per number of devices the best few copies
 of a pool are enough, and a knapsack over numbers of devices packs them.
 
+Chains over several servers take devices of pools q at a price sigma_q >= 0 each, absent: 0. In place of what those
+pools earn on all their G_q devices stands the most that they earn by both, and what chains earn above prices:
+
+    sum_q max_{0 <= x <= G_q} (packing_q(G_q - x) + sigma_q x)
+        + sum_c sum_{i <= u_c} max(0, gain_ci - sum_q sigma_q k_cq)
+
+Chain c takes k_cq devices of q; gain_ci is what its i-th copy adds, falling with i, after the prices of demand and of
+the bandwidth it keeps; u_c is the most copies that devices and demand allow. No placement earns more: let chains take
+x_q of a pool's devices. What they earn is at most their gains above the price of what they take, plus sum_q sigma_q
+x_q, and the pools earn at most packing_q(G_q - x_q). Valid for any sigma; with good ones hardly any chain gains more
+than its price.
+
 Columns are those of `formulation.compact`, of which a column with a tenant that gains nowhere is left out: the others
 gain no less without it.
 """
@@ -23,10 +35,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from epara_opt.errors import PlanRejected
-from epara_opt.formulation.compact import Column, columns_of
+from epara_opt.formulation.compact import Column, chain_columns, columns_of
 from epara_opt.placement import link_widths
 from epara_opt.plan import Certificate, Plan
 from epara_opt.problem import PlacementProblem
@@ -40,9 +53,10 @@ def certificate_of(
     demand: Mapping[tuple[str, str], float],
     links: Mapping[tuple[str, str], float],
     *,
+    devices: Mapping[tuple[str, str], float] | None = None,
     bound: float | None = None,
 ) -> Certificate:
-    """Prices by (service, origin) and by directed link as a certificate.
+    """Prices by (service, origin), by directed link, and of devices to chains by (server, type) as a certificate.
 
     bound: what these prices, rounded as `rounded` does, were found to prove; worked out here when None.
     """
@@ -54,8 +68,17 @@ def certificate_of(
     for (a, b), price in links.items():
         if price > 0.0:
             by_end.setdefault(a, {})[b] = rounded(price)
+    by_server: dict[str, dict[str, float]] = {}
+    for (server, device_type), price in (devices or {}).items():
+        if price > 0.0:
+            by_server.setdefault(server, {})[device_type] = rounded(price)
     found = Certificate(
-        inputs_digest=problem.digest, bound=0.0 if bound is None else bound, demand=by_service, links=by_end, digest=""
+        inputs_digest=problem.digest,
+        bound=0.0 if bound is None else bound,
+        demand=by_service,
+        links=by_end,
+        devices=by_server,
+        digest="",
     )
     if bound is None:
         found = _with(found, certified_bound(problem, found))
@@ -63,15 +86,10 @@ def certificate_of(
 
 
 def _with(certificate: Certificate, bound: float) -> Certificate:
-    content = [certificate.inputs_digest, bound, certificate.demand, certificate.links]
+    content: list[Any] = [certificate.inputs_digest, bound, certificate.demand, certificate.links]
+    content += [certificate.devices] if certificate.devices else []
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    return Certificate(
-        inputs_digest=certificate.inputs_digest,
-        bound=bound,
-        demand=certificate.demand,
-        links=certificate.links,
-        digest=digest,
-    )
+    return replace(certificate, bound=bound, digest=digest)
 
 
 def rounded(price: float) -> float:
@@ -88,7 +106,7 @@ def certify(plan: Plan, problem: PlacementProblem) -> float:
         law = f"certificate.inputs_digest: expected {problem.digest}, the digest of these inputs"
         raise PlanRejected([f"{law}, got {found.inputs_digest}"])
     broken: list[str] = []
-    for what, prices in (("demand", found.demand), ("links", found.links)):
+    for what, prices in (("demand", found.demand), ("links", found.links), ("devices", found.devices)):
         for key, inner in prices.items():
             broken += [
                 f"certificate.{what}.{key}.{other}: expected a price >= 0, got {price}"
@@ -113,7 +131,36 @@ def certified_bound(problem: PlacementProblem, certificate: Certificate) -> floa
     total = sum(certificate.demand.get(d.service, {}).get(d.origin, 0.0) * d.offered for d in problem.demand) + sum(
         price * widths.get((a, b), 0.0) for a, ends in certificate.links.items() for b, price in ends.items()
     )
-    return total + sum(_packing(pool, 0) for pool in _pools(problem, certificate))
+    chained = chain_gains(problem, certificate)
+    taken = {pool for column, _ in chained for pool in column.content.pools_at(column.server)}
+    for pool in _pools(problem, certificate):
+        if (pool.server, pool.device_type) not in taken:
+            total += _packing(pool, 0)
+            continue
+        taken.remove((pool.server, pool.device_type))
+        price = certificate.devices.get(pool.server, {}).get(pool.device_type, 0.0)
+        total += max(_packing(pool, -x) + price * x for x in range(pool.count + 1))
+    for server, device_type in taken:  # pools that hold nothing but chains
+        count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
+        total += certificate.devices.get(server, {}).get(device_type, 0.0) * count
+    for column, gains in chained:
+        rent = sum(
+            number * certificate.devices.get(server, {}).get(device_type, 0.0)
+            for (server, device_type), number in column.content.pools_at(column.server).items()
+        )
+        total += sum(gain - rent for gain in gains if gain > rent)
+    return total
+
+
+def chain_gains(problem: PlacementProblem, certificate: Certificate) -> list[tuple[Column, list[float]]]:
+    """Every chain's column, and what each of its copies adds after prices of demand and links, falling."""
+    prices: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    found: list[tuple[Column, list[float]]] = []
+    for column in chain_columns(problem):
+        kept = sum(load * certificate.links.get(a, {}).get(b, 0.0) for (a, b), load in column.content.reserved)
+        gains = _copies(problem, certificate, prices, column, column.max_groups)
+        found.append((column, [gain - kept for gain in gains]))
+    return found
 
 
 def worth_of_one_more(problem: PlacementProblem, certificate: Certificate) -> dict[tuple[str, str], float]:

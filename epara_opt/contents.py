@@ -40,6 +40,9 @@ class PlanningRules:
     max_edges: int = 500_000  # demands x servers; beyond it each demand keeps the nearest servers alone, with a note
     horizon_s: float = 300.0  # a move must pay within it: what loads for load_s earns 1 - load_s / horizon_s
     max_moves: int | None = None  # groups that may load something once any group runs; None: as many as pay
+    across_servers: bool = False  # chains of stages over neighbouring servers, for what no single server can host
+    max_stages: int = 4  # of a chain, which takes its head and the nearest max_stages - 1 servers that could help
+    max_chains: int = 200  # per service; the best are kept, with a note
 
     def __post_init__(self) -> None:
         for key, ok, law in (
@@ -49,6 +52,8 @@ class PlanningRules:
             ("max_edges", self.max_edges >= 1, "expected >= 1"),
             ("horizon_s", 0 < self.horizon_s < math.inf, "expected a finite number > 0"),
             ("max_moves", self.max_moves is None or self.max_moves >= 0, "expected >= 0"),
+            ("max_stages", self.max_stages >= 2, "expected >= 2"),
+            ("max_chains", self.max_chains >= 1, "expected >= 1"),
         ):
             if not ok:
                 raise InputError(Violation(path=f"rules.{key}", law=law, value=str(getattr(self, key))))
@@ -67,17 +72,42 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChainStage:
+    """Layers [first_layer, end_layer) of a chain's model on tp devices of one server."""
+
+    server: str
+    device_type: str
+    tp: int
+    first_layer: int
+    end_layer: int
+    memory_bytes: int  # per device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What one device group of `tp * pp` devices of one type may hold. Tenants in service order."""
+    """What one device group of `tp * pp` devices of one type may hold. Tenants in service order.
+
+    With stages it is a chain over several servers (see epara_opt/chains.py): one tenant; device_type and tp are those
+    of the first stage, at the head; pp counts stages.
+    """
 
     device_type: str
     tp: int
     pp: int
     tenants: tuple[Tenant, ...]
+    stages: tuple[ChainStage, ...] = ()
+    reserved: tuple[tuple[tuple[str, str], float], ...] = ()  # bytes/s on directed links between its own stages
 
     @property
     def num_devices(self) -> int:
-        return self.tp * self.pp
+        return sum(s.tp for s in self.stages) if self.stages else self.tp * self.pp
+
+    def pools_at(self, server: str) -> dict[tuple[str, str], int]:
+        """(server, device type) to the devices it takes there, when placed at `server`, its head."""
+        taken: dict[tuple[str, str], int] = {}
+        for stage in self.stages:
+            taken[stage.server, stage.device_type] = taken.get((stage.server, stage.device_type), 0) + stage.tp
+        return taken or {(server, self.device_type): self.num_devices}
 
     @property
     def services(self) -> frozenset[str]:

@@ -74,7 +74,7 @@ def _placed(problem: PlacementProblem, plan: Plan, replica: Replica, origin: str
     return Placed(
         replica=replica.id,
         server=replica.server,
-        where=f"{replica.device_type} {'+'.join(map(str, replica.devices))}, {replica.config}",
+        where=_where(replica),
         company=tuple(
             sorted(r.service for r in plan.replicas if r.group == replica.group and r.service != replica.service)
         ),
@@ -84,6 +84,16 @@ def _placed(problem: PlacementProblem, plan: Plan, replica: Replica, origin: str
         ),
         why=_why_here(problem, plan, replica, routes[0].origin if routes else ""),
     )
+
+
+def _where(replica: Replica) -> str:
+    if not replica.stages:
+        return f"{replica.device_type} {'+'.join(map(str, replica.devices))}, {replica.config}"
+    stages = (
+        f"layers {s.first_layer}-{s.end_layer - 1} on {s.device_type} {'+'.join(map(str, s.devices))} at {s.server}"
+        for s in replica.stages
+    )
+    return f"{', '.join(stages)}; {replica.config}"
 
 
 def _why_here(problem: PlacementProblem, plan: Plan, replica: Replica, origin: str) -> str:
@@ -106,6 +116,8 @@ def _why_here(problem: PlacementProblem, plan: Plan, replica: Replica, origin: s
             continue
         holds = sorted({r.service for r in plan.replicas if r.server == edge.server})
         nearer.append(f"{edge.server} holds {', '.join(holds)}" if holds else f"{edge.server} is left idle")
+    if replica.stages:
+        return "fits on no server alone, so it runs over several; this was worth more than what their devices did else"
     if not nearer:
         return f"no server nearer to {origin} could serve it in time"
     return f"nearer to {origin}: " + "; ".join(nearer[:3]) + ("; and more" if len(nearer) > 3 else "")

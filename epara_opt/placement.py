@@ -12,7 +12,18 @@ from dataclasses import dataclass, replace
 from epara_opt.domain.snapshot import topology_to_dict
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import InputError, Violation
-from epara_opt.plan import Certificate, Plan, Predicted, Replica, Route, ServiceForecast, Stop, Unserved, relative_gap
+from epara_opt.plan import (
+    Certificate,
+    Plan,
+    Predicted,
+    Replica,
+    Route,
+    ServiceForecast,
+    Stage,
+    Stop,
+    Unserved,
+    relative_gap,
+)
 from epara_opt.problem import Content, Edge, PlacementProblem, Resident, Tenant, reduced
 
 ROUNDING = 1e-9  # relative
@@ -25,6 +36,11 @@ class PlacedGroup:
     server: str
     content: Content
     resident: Resident | None = None  # the group in force whose devices and loaded tenants it keeps
+
+    @property
+    def pools(self) -> dict[tuple[str, str], int]:
+        """(server, device type) to the devices it takes there."""
+        return self.content.pools_at(self.server)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +93,15 @@ def link_use(problem: PlacementProblem, flows: Iterable[Flow]) -> dict[tuple[str
         for hop, per_work in problem.link_loads(flow.edge):
             used[hop] = used.get(hop, 0.0) + per_work * flow.rate
     return used
+
+
+def link_reserved(groups: Iterable[PlacedGroup]) -> dict[tuple[str, str], float]:
+    """Bytes per second that chains over several servers keep for what passes between their stages, at full rate."""
+    kept: dict[tuple[str, str], float] = {}
+    for group in groups:
+        for hop, load in group.content.reserved:
+            kept[hop] = kept.get(hop, 0.0) + load
+    return kept
 
 
 def served(placement: Placement) -> dict[tuple[str, str], float]:
@@ -142,14 +167,17 @@ def assemble(
     placement = _settled(problem, placement)
     devices = _devices(problem, placement.groups)
     ids = [
-        g.resident.group if g.resident else f"{g.server}/{g.content.device_type}/{'+'.join(map(str, d))}/{generation}"
+        g.resident.group
+        if g.resident
+        else f"{g.server}/{g.content.device_type}/{'+'.join(map(str, d[0]))}/{generation}"
         for g, d in zip(placement.groups, devices, strict=True)
     ]
     replicas: list[Replica] = []
     busy: dict[str, float] = {}
     for index, (group, shares) in enumerate(zip(placement.groups, _shares(placement), strict=True)):
         used = sum(shares.values())
-        busy[group.server] = busy.get(group.server, 0.0) + used * group.content.num_devices
+        for (server, _), num_devices in group.pools.items():
+            busy[server] = busy.get(server, 0.0) + used * num_devices
         replicas.extend(
             Replica(
                 id=f"{tenant.service}@{ids[index]}",
@@ -157,7 +185,7 @@ def assemble(
                 group=ids[index],
                 server=group.server,
                 device_type=group.content.device_type,
-                devices=devices[index],
+                devices=devices[index][0],
                 tp=group.content.tp,
                 pp=group.content.pp,
                 batch=tenant.config.batch,
@@ -168,6 +196,7 @@ def assemble(
                 memory_bytes=tenant.memory_bytes,
                 load_s=0.0 if group.resident and tenant.service in group.resident.services else tenant.load_s,
                 endpoint=problem.topology.servers[group.server].address or "",
+                stages=_stages(group.content, devices[index]),
             )
             for tenant in group.content.tenants
         )
@@ -225,29 +254,62 @@ def _shares(placement: Placement) -> list[dict[str, float]]:
     return table
 
 
-def _devices(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> list[tuple[int, ...]]:
-    """Device indexes per group. Raises InputError when a pool is asked for more than it has."""
+def _stages(content: Content, devices: Sequence[tuple[int, ...]]) -> tuple[Stage, ...]:
+    return tuple(
+        Stage(
+            server=s.server,
+            device_type=s.device_type,
+            devices=chosen,
+            first_layer=s.first_layer,
+            end_layer=s.end_layer,
+            memory_bytes=s.memory_bytes,
+        )
+        for s, chosen in zip(content.stages, devices, strict=False)
+    )
+
+
+def _devices(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> list[list[tuple[int, ...]]]:
+    """Device indexes per group and stage (one stage inside a server). Raises InputError when a pool is asked for more
+    than it has."""
     free: dict[tuple[str, str], list[int]] = {}
-    held = {(r.server, r.device_type, d) for r in problem.residents for d in r.devices}
+    held = {place for r in problem.residents for place in r.places}
     for server in problem.topology.servers.values():
         for pool in server.devices:
             order = sorted(range(pool.count), key=lambda d: ((server.name, pool.type, d) in held, d))
             free[server.name, pool.type] = order
-    chosen: dict[int, tuple[int, ...]] = {}
+    chosen: dict[int, list[tuple[int, ...]]] = {}
     for new in (False, True):
         for index, group in enumerate(groups):
-            if (group.resident is None) is not new:
-                continue
-            pool_free = free.get((group.server, group.content.device_type), [])
-            wanted = group.resident.devices if group.resident else tuple(sorted(pool_free[: group.content.num_devices]))
-            if len(wanted) != group.content.num_devices or not set(wanted) <= set(pool_free):
-                law = f"expected {group.content.num_devices} free {group.content.device_type} device(s)"
-                path = f"placement.groups[{index}] at {group.server}"
-                raise InputError(Violation(path=path, law=law, value=str(list(wanted))))
-            for device in wanted:
-                pool_free.remove(device)
-            chosen[index] = wanted
+            if (group.resident is None) is new:
+                chosen[index] = [_take(free, index, *asked) for asked in _asked(group)]
     return [chosen[i] for i in range(len(groups))]
+
+
+def _asked(group: PlacedGroup) -> list[tuple[str, str, int, tuple[int, ...] | None]]:
+    """Per stage: server, device type, number of devices, and those it keeps."""
+    content, resident = group.content, group.resident
+    if not content.stages:
+        return [(group.server, content.device_type, content.num_devices, resident.devices if resident else None)]
+    kept = [s.devices for s in resident.stages] if resident else [None] * len(content.stages)
+    return [(s.server, s.device_type, s.tp, d) for s, d in zip(content.stages, kept, strict=True)]
+
+
+def _take(
+    free: dict[tuple[str, str], list[int]],
+    index: int,
+    server: str,
+    device_type: str,
+    number: int,
+    kept: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    pool_free = free.get((server, device_type), [])
+    wanted = tuple(sorted(pool_free[:number])) if kept is None else kept
+    if len(wanted) != number or not set(wanted) <= set(pool_free):
+        law, path = f"expected {number} free {device_type} device(s)", f"placement.groups[{index}] at {server}"
+        raise InputError(Violation(path=path, law=law, value=str(list(wanted))))
+    for device in wanted:
+        pool_free.remove(device)
+    return wanted
 
 
 def _routes(placement: Placement, ids: Sequence[str]) -> tuple[Route, ...]:

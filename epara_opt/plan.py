@@ -38,15 +38,36 @@ class ActionKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Layers [first_layer, end_layer) of a replica that spans servers."""
+
+    server: str
+    device_type: str
+    devices: tuple[int, ...]  # indexes in the server's pool
+    first_layer: int
+    end_layer: int
+    memory_bytes: int  # per device
+
+    def __post_init__(self) -> None:
+        if not self.devices or min(self.devices) < 0:
+            law = "expected at least one device index, each >= 0"
+            raise InputError(Violation(path=f"stages.{self.server}.devices", law=law, value=str(list(self.devices))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """One service on one device group. Replicas that share `group` time-share its devices."""
+    """One service on one device group. Replicas that share `group` time-share its devices.
+
+    A replica with stages spans servers: server, device_type, devices, tp and memory are those of its first stage, where
+    requests enter and answers leave; pp counts stages.
+    """
 
     id: str  # "<service>@<group>"
     service: str
     group: str  # "<server>/<device type>/<devices joined by +>/<generation that created it>"
     server: str
     device_type: str
-    devices: tuple[int, ...]  # indexes in the server's pool; length tp * pp
+    devices: tuple[int, ...]  # indexes in the server's pool; length tp * pp (tp with stages)
     tp: int
     pp: int
     batch: int
@@ -57,6 +78,7 @@ class Replica:
     memory_bytes: int  # per device
     load_s: float  # 0 when it is already resident
     endpoint: str = ""  # host:port of the executor; infer there with model name = service
+    stages: tuple[Stage, ...] = ()  # of a chain over several servers, in order; empty: all of it is at `server`
 
     def __post_init__(self) -> None:
         if not self.devices or min(self.devices) < 0:
@@ -66,6 +88,13 @@ class Replica:
     @property
     def config(self) -> ParallelConfig:
         return ParallelConfig(self.tp, self.pp, self.batch, self.frames)
+
+    @property
+    def places(self) -> tuple[tuple[str, str, int, int], ...]:
+        """(server, device type, index, bytes held) of every device it uses."""
+        if not self.stages:
+            return tuple((self.server, self.device_type, d, self.memory_bytes) for d in self.devices)
+        return tuple((s.server, s.device_type, d, s.memory_bytes) for s in self.stages for d in s.devices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +162,8 @@ class Certificate:
     demand: dict[str, dict[str, float]]  # service, origin: price of a unit of work, in weighted goodput
     links: dict[str, dict[str, float]]  # from, to: price of a byte per second
     digest: str  # sha256 over all of it; 16 hex digits
+    devices: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """Server, device type: price of a device to chains over several servers; without chains there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +213,7 @@ class Plan:
             prices = data.pop("certificate", None)
             plan = Plan(
                 stop=Stop(data.pop("stop")),
-                replicas=tuple(Replica(**_retyped(r, devices=tuple)) for r in data.pop("replicas")),
+                replicas=tuple(_replica(r) for r in data.pop("replicas")),
                 routes=tuple(Route(**r) for r in data.pop("routes")),
                 unserved=tuple(Unserved(**u) for u in data.pop("unserved")),
                 predicted=Predicted(services=services, **predicted),
@@ -199,6 +230,12 @@ class Plan:
         if mistyped:
             raise InputError(mistyped)
         return plan
+
+
+def _replica(record: dict[str, Any]) -> Replica:
+    stages = tuple(Stage(**_retyped(s, devices=tuple)) for s in record.get("stages", ()))
+    fields: dict[str, Any] = {**_retyped(record, devices=tuple), "stages": stages}
+    return Replica(**fields)
 
 
 def _check_lists(data: dict[str, Any], file: str) -> None:
@@ -228,6 +265,8 @@ def _check_lists(data: dict[str, Any], file: str) -> None:
         for i, record in enumerate(check(data[key], key, of=dict)):
             if inner in record:
                 check(record[inner], f"{key}[{i}].{inner}", of=of)
+            for j, stage in enumerate(check(record.get("stages", []), f"{key}[{i}].stages", of=dict)):
+                check(stage.get("devices", []), f"{key}[{i}].stages[{j}].devices", of=int)
     check(data.get("notes", []), "notes", of=str)
     if found:
         raise InputError(found)

@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
+from epara_opt.chains import Chains, Layout, chains_of
 from epara_opt.contents import (
     Content,
     PlanningRules,
@@ -38,7 +39,7 @@ from epara_opt.domain.snapshot import topology_to_dict
 from epara_opt.domain.topology import Path, Topology
 from epara_opt.edges import Edge, EdgeTable, make_edges
 from epara_opt.errors import InputError, Violation
-from epara_opt.plan import Plan
+from epara_opt.plan import Plan, Replica, Stage
 
 MIN_EARNING = 0.05  # of the horizon, for tenants that load for all of it
 
@@ -54,6 +55,24 @@ class Resident:
     tp: int
     pp: int
     services: frozenset[str]
+    stages: tuple[Stage, ...] = ()  # of a chain over several servers; devices are those of the first
+
+    @property
+    def places(self) -> tuple[tuple[str, str, int], ...]:
+        """(server, device type, index) of every device it uses."""
+        if not self.stages:
+            return tuple((self.server, self.device_type, d) for d in self.devices)
+        return tuple((s.server, s.device_type, d) for s in self.stages for d in s.devices)
+
+    def holds(self, content: Content, server: str) -> bool:
+        """Whether a group with this content at `server` could keep its devices: same pool and shape, same cuts."""
+        cuts = tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in self.stages)
+        return (self.server, self.device_type, self.tp, self.pp) == (
+            server,
+            content.device_type,
+            content.tp,
+            content.pp,
+        ) and cuts == tuple((s.server, s.device_type, s.tp, s.first_layer, s.end_layer) for s in content.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +89,7 @@ class PlacementProblem:
     misfits: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])  # per service, why not
 
     down: frozenset[str] = frozenset()  # servers that do not answer: they host nothing and nothing crosses them
+    chains: Chains = field(default_factory=Chains)  # over several servers, for services that fit on none
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -170,12 +190,19 @@ def build_problem(
     categories = {s.name: categorize(s, topology, catalogue) for s in topology.services.values()}
     misfits: dict[str, tuple[str, ...]] = {}
     hosts = [s.name for s in topology.servers.values() if s.devices and s.name not in down]
-    table, note = make_edges(
+    soonest_ms = _soonest(topology, catalogue, categories)
+    table, note = make_edges(topology, wanted, down=down, least_response_ms=soonest_ms, max_edges=rules.max_edges)
+    residents = residents_of(in_force, topology, down)
+    chains = chains_of(
         topology,
-        wanted,
+        catalogue,
+        categories,
+        table,
+        {(d.service, d.origin): d.offered for d in wanted},
+        rules,
         down=down,
-        least_response_ms=_soonest(topology, catalogue, categories),
-        max_edges=rules.max_edges,
+        soonest_ms=soonest_ms,
+        running=_layouts(residents),
     )
     by_service = np.argsort(table.service, kind="stable")
     ends = np.searchsorted(table.service[by_service], np.arange(len(table.services) + 1))
@@ -183,14 +210,15 @@ def build_problem(
         name: np.sort(table.slack_ms[by_service[ends[i] : ends[i + 1]]]).tolist()
         for i, name in enumerate(table.services)
     }
-    notes = [note] if note else []
+    notes = [note, *chains.notes] if note else [*chains.notes]
     contents: dict[str, tuple[Content, ...]] = {}
     asked = {d.service for d in wanted}
+    inside = sorted(asked - chains.services)  # those that may run inside one server
     types = sorted({p.type for h in hosts for p in topology.servers[h].devices})
-    for name in sorted(asked):
+    for name in inside:
         misfits[name] = tuple(misfits_of(topology.services[name], categories[name], topology, catalogue, types))
     for device_type in types:
-        made, limits = contents_of(topology, catalogue, categories, device_type, sorted(asked), slacks, rules)
+        made, limits = contents_of(topology, catalogue, categories, device_type, inside, slacks, rules)
         contents[device_type] = made
         notes.extend(limits)
     return PlacementProblem(
@@ -201,10 +229,11 @@ def build_problem(
         demand=wanted,
         table=table,
         contents=contents,
-        residents=residents_of(in_force, topology, down),
+        residents=residents,
         notes=tuple(notes),
         misfits=misfits,
         down=down,
+        chains=chains,
     )
 
 
@@ -228,6 +257,17 @@ def _soonest(
     return soonest
 
 
+def _layouts(residents: Sequence[Resident]) -> list[Layout]:
+    """The chains in force, each once."""
+    rows = {
+        (name, tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)): None
+        for r in residents
+        for name in sorted(r.services)
+        if r.stages
+    }
+    return [Layout(service, stages) for service, stages in rows]
+
+
 def _check_names(topology: Topology, demand: Sequence[Demand]) -> None:
     """Forecasts may be older than the topology."""
     found = [
@@ -249,10 +289,7 @@ def residents_of(plan: Plan | None, topology: Topology, down: frozenset[str]) ->
         return ()
     groups: dict[str, Resident] = {}
     for r in plan.replicas:
-        server = topology.servers.get(r.server)
-        if server is None or r.server in down or r.service not in topology.services:
-            continue
-        if not any(p.type == r.device_type and max(r.devices) < p.count for p in server.devices):
+        if r.service not in topology.services or not _stands(r, topology, down):
             continue
         known = groups.get(r.group)
         services = (known.services if known else frozenset()) | {r.service}
@@ -264,17 +301,28 @@ def residents_of(plan: Plan | None, topology: Topology, down: frozenset[str]) ->
             tp=r.tp,
             pp=r.pp,
             services=services,
+            stages=r.stages,
         )
     # Two groups on one device happen when a planner died between two switches. The newer one stands; to the
     # program the other does not exist, and the next change retires it.
     taken: set[tuple[str, str, int]] = set()
     kept: list[Resident] = []
     for resident in sorted(groups.values(), key=lambda r: (-_made_in(r.group), r.group)):
-        places = {(resident.server, resident.device_type, d) for d in resident.devices}
+        places = set(resident.places)
         if not places & taken:
             taken |= places
             kept.append(resident)
     return tuple(sorted(kept, key=lambda r: r.group))
+
+
+def _stands(r: Replica, topology: Topology, down: frozenset[str]) -> bool:
+    """Whether all devices of a replica exist on servers that answer."""
+    counts = {
+        (n, p.type): p.count
+        for n in {p[0] for p in r.places} & topology.servers.keys() - down
+        for p in topology.servers[n].devices
+    }
+    return all(0 <= device < counts.get((server, kind), 0) for server, kind, device, _ in r.places)
 
 
 def _made_in(group: str) -> int:

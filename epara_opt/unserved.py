@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from epara_opt.contents import Tenant, fills_batch, least_responses
+from epara_opt.contents import Content, Tenant, fills_batch, least_responses
 from epara_opt.domain.service import Demand
-from epara_opt.placement import Placement, link_use, link_widths, served, value
+from epara_opt.placement import Placement, link_reserved, link_use, link_widths, served, value
 from epara_opt.plan import Unserved
 from epara_opt.problem import Edge, PlacementProblem
 
@@ -64,10 +64,12 @@ def explain_unserved(
 
 
 def _why(problem: PlacementProblem, demand: Demand, index: int, scarcity: _Scarcity) -> tuple[str, str]:
+    if demand.service in problem.chains.services:
+        return _why_no_chain(problem, demand, index, scarcity)
     misfits = problem.misfits.get(demand.service, ())
     for code in ("no_route_in_time", "no_memory", "no_profile"):  # the one that came closest
         if any(m.startswith(code) for m in misfits):
-            return code, "; ".join(m.split(": ", 1)[-1] for m in misfits)
+            return code, "; ".join(m.split(": ", 1)[-1] for m in misfits) + _over_several(problem, demand.service)
     service = problem.service(demand.service)
     edges = problem.table.of_demand(index)
     if not edges:
@@ -114,6 +116,40 @@ def _why(problem: PlacementProblem, demand: Demand, index: int, scarcity: _Scarc
     return "outbid", scarcity.reason(fitting)
 
 
+def _over_several(problem: PlacementProblem, service: str) -> str:
+    """What could be tried for a service that fits on no server."""
+    model = problem.service(service).model
+    sliced = any(m == model.profile_name for m, _, _ in problem.catalogue.slices)
+    if problem.rules.across_servers or model.layers is None or not sliced:
+        return ""
+    return "; rules.across_servers would let it run over several servers"
+
+
+def _why_no_chain(problem: PlacementProblem, demand: Demand, index: int, scarcity: _Scarcity) -> tuple[str, str]:
+    """Of a service that runs over several servers or not at all."""
+    service, limit = problem.service(demand.service), problem.rules.max_stages
+    chains = [c for c in problem.chains.contents if demand.service in c.services]
+    if not chains:
+        return "no_memory", f"fits on no server, and no chain of up to {limit} stages over neighbours is in time"
+    by_head: dict[str, list[Content]] = {}
+    for c in chains:
+        by_head.setdefault(c.stages[0].server, []).append(c)
+    ways = [
+        (e.network_ms + c.tenants[0].response_ms, e, c)
+        for e in problem.table.of_demand(index)
+        for c in by_head.get(e.server, ())
+    ]
+    timely = [c for _, e, c in ways if c.tenants[0].response_ms <= e.slack_ms]
+    if not timely:
+        best = min(ways, key=lambda w: w[0], default=None)
+        nearest = f": the soonest takes {best[0]:.0f} ms from {demand.origin} by {best[1].server}" if best else ""
+        return (
+            "no_route_in_time",
+            f"fits on no server, and no chain over neighbours answers within {service.deadline_ms:.0f} ms{nearest}",
+        )
+    return "outbid", scarcity.of_chains(timely)
+
+
 def _nearest_network(problem: PlacementProblem, demand: Demand) -> tuple[float, str] | None:
     shape = problem.service(demand.service).request
     found: list[tuple[float, str]] = []
@@ -131,7 +167,10 @@ class _Scarcity:
         self._problem = problem
         self._prices = prices
         widths = link_widths(problem.topology)
-        self._full = {h for h, load in link_use(problem, placement.flows).items() if load >= FULL * widths[h]}
+        used = link_reserved(placement.groups)
+        for hop, load in link_use(problem, placement.flows).items():
+            used[hop] = used.get(hop, 0.0) + load
+        self._full = {hop for hop, load in used.items() if load >= FULL * widths[hop]}
         self._left = sum(problem.service(d.service).weight * d.offered for d in problem.demand) - value(
             problem, placement
         )
@@ -142,8 +181,8 @@ class _Scarcity:
         self._least: dict[tuple[str, str], list[tuple[int, float]]] = {}
         self._used: dict[tuple[str, str], int] = {}
         for group in placement.groups:
-            pool = (group.server, group.content.device_type)
-            self._used[pool] = self._used.get(pool, 0) + group.content.num_devices
+            for pool, number in group.pools.items():
+                self._used[pool] = self._used.get(pool, 0) + number
 
     def options(self, edge: Edge) -> list[_Option]:
         """The edge's server, per device type and shape that can run the service."""
@@ -230,6 +269,31 @@ class _Scarcity:
         if price > 0:
             text += f"; one more {best[0]} at {best[1]} would raise {self._worth(price)}"
         return text
+
+    def of_chains(self, chains: Sequence[Content]) -> str:
+        """Of chains that would be in time: what stands in their way."""
+        short: set[tuple[str, str]] = set()
+        narrow: set[tuple[str, str]] = set()
+        for c in chains:
+            pools = c.pools_at(c.stages[0].server)
+            lacking = {p for p, number in pools.items() if self._there(p) - self._used.get(p, 0) < number}
+            full = {hop for hop, _ in c.reserved if hop in self._full}
+            if not lacking and not full:
+                return "outbid: this plan leaves it out, though there are devices free for a chain over " + ", ".join(
+                    dict.fromkeys(s.server for s in c.stages)
+                )
+            short |= lacking
+            narrow |= full
+        if not short:
+            return (
+                "outbid: every chain crosses a full link (" + ", ".join(f"{a} -> {b}" for a, b in sorted(narrow)) + ")"
+            )
+        where = ", ".join(f"{kind} at {server}" for server, kind in sorted(short))
+        return f"outbid: a chain over neighbouring servers would need devices that are in use ({where})"
+
+    def _there(self, pool: tuple[str, str]) -> int:
+        server, device_type = pool
+        return next((p.count for p in self._problem.topology.servers[server].devices if p.type == device_type), 0)
 
     def _full_hops(self, edge: Edge) -> list[tuple[str, str]]:
         """Links without room that the edge's requests or answers cross. Services at one origin share their paths."""

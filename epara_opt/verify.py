@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from epara_opt.chains import chain_performance
 from epara_opt.domain.category import Category, Scale, categorize, is_timely
 from epara_opt.domain.performance import Performance, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Path, Topology
 from epara_opt.errors import InputError, PlanRejected
-from epara_opt.plan import ActionKind, Plan, Replica, relative_gap
+from epara_opt.plan import ActionKind, Plan, Replica, Stage, relative_gap
 from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident, fills_batch
 from epara_opt.units import bytes_to_gib
 
@@ -56,6 +57,11 @@ def _exceeds(a: float, limit: float, *, near_zero: float = NEAR_ZERO) -> bool:
     return not a <= limit + TOLERANCE * abs(limit) + near_zero  # also true for NaN
 
 
+def _cuts(stages: tuple[Stage, ...]) -> tuple[tuple[str, str, tuple[int, ...], int, int], ...]:
+    """Where and what the stages of a chain are; their memory changes with the batch."""
+    return tuple((s.server, s.device_type, s.devices, s.first_layer, s.end_layer) for s in stages)
+
+
 @dataclass(kw_only=True)
 class _Check:
     plan: Plan
@@ -64,6 +70,8 @@ class _Check:
     problem: PlacementProblem | None
     found: list[str] = field(default_factory=list[str])
     performances: dict[str, Performance] = field(default_factory=dict[str, Performance])  # by replica id, alone
+    inner: dict[str, dict[tuple[str, str], float]] = field(default_factory=dict[str, dict[tuple[str, str], float]])
+    """By id of a replica over several servers: bytes that a unit of its work puts on each directed link inside it."""
     response_ms: dict[str, float] = field(default_factory=dict[str, float])  # by replica id, in company
     served: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
     ways: dict[tuple[str, str], Path | None] = field(default_factory=dict[tuple[str, str], Path | None])
@@ -106,8 +114,8 @@ class _Check:
         owner: dict[tuple[str, str, int], str] = {}
         for group, members in self.by_group.items():
             path, first = f"groups[{group}]", members[0]
-            place = (first.server, first.device_type, first.devices, first.tp, first.pp)
-            if any((r.server, r.device_type, r.devices, r.tp, r.pp) != place for r in members):
+            place = (first.server, first.device_type, first.devices, first.tp, first.pp, _cuts(first.stages))
+            if any((r.server, r.device_type, r.devices, r.tp, r.pp, _cuts(r.stages)) != place for r in members):
                 self.broken(path, "expected one server, device type, shape and set of devices for all its replicas")
                 continue
             if len({r.service for r in members}) != len(members):
@@ -115,19 +123,64 @@ class _Check:
             if self.problem is not None and len(members) > self.problem.rules.max_tenants:
                 self.broken(path, f"expected at most {self.problem.rules.max_tenants} services", len(members))
             known = self.residents.get(group)
-            if known and place != (known.server, known.device_type, known.devices, known.tp, known.pp):
+            if known and place != (
+                known.server,
+                known.device_type,
+                known.devices,
+                known.tp,
+                known.pp,
+                _cuts(known.stages),
+            ):
                 self.broken(path, "expected the devices and shape that this group has in force")
-            if len(first.devices) != first.tp * first.pp or len(set(first.devices)) != len(first.devices):
+            if first.stages:
+                self._stages(group, members)
+            elif len(first.devices) != first.tp * first.pp or len(set(first.devices)) != len(first.devices):
                 self.broken(path, f"expected {first.tp} x {first.pp} different devices", list(first.devices))
-            server = self.topology.servers.get(first.server)
-            count = next((p.count for p in server.devices if p.type == first.device_type), 0) if server else 0
-            for device in first.devices:
+            for name, device_type, device, _ in first.places:
+                server = self.topology.servers.get(name)
+                count = next((p.count for p in server.devices if p.type == device_type), 0) if server else 0
                 if not 0 <= device < count:
-                    law = f"expected a device of {first.server}, which has {count} {first.device_type}"
+                    law = f"expected a device of {name}, which has {count} {device_type}"
                     self.broken(path, law, device)
-                other = owner.setdefault((first.server, first.device_type, device), group)
+                other = owner.setdefault((name, device_type, device), group)
                 if other != group:
                     self.broken(path, f"expected devices of its own; {other} has it too", device)
+
+    def _stages(self, group: str, members: list[Replica]) -> None:
+        """A chain is one service's whole model in order, over two servers or more, each device in one stage."""
+        path, first = f"groups[{group}].stages", members[0]
+        if len(members) > 1:
+            self.broken(path, "expected one service over several servers", len(members))
+        rules = self.problem.rules if self.problem else None
+        if rules is not None and not rules.across_servers:
+            self.broken(path, "expected none: rules.across_servers is false", len(first.stages))
+        if rules is not None and len(first.stages) > rules.max_stages:
+            self.broken(path, f"expected at most {rules.max_stages}", len(first.stages))
+        if len({s.server for s in first.stages}) < 2:
+            self.broken(path, "expected two servers or more", first.stages[0].server)
+        head = first.stages[0]
+        if (head.server, head.device_type, head.devices, len(head.devices), len(first.stages), head.memory_bytes) != (
+            first.server,
+            first.device_type,
+            first.devices,
+            first.tp,
+            first.pp,
+            first.memory_bytes,
+        ):
+            self.broken(path, "expected the first to be the replica's server, devices, tp and memory, and pp of them")
+        if len(set(first.places)) != len(first.places):
+            self.broken(path, "expected each device in one stage", [list(s.devices) for s in first.stages])
+        service = self.topology.services.get(first.service)
+        layers = service.model.layers if service else None
+        cuts = [s.first_layer for s in first.stages] + [layers]
+        if cuts[0] != 0 or any(
+            s.end_layer != end or s.first_layer >= s.end_layer for s, end in zip(first.stages, cuts[1:], strict=True)
+        ):
+            law = f"expected layers 0 to {layers}, each once and in order"
+            self.broken(path, law, [(s.first_layer, s.end_layer) for s in first.stages])
+        for s in first.stages:
+            if s.server in self.down:
+                self.broken(path, "expected servers that stand", s.server)
 
     def moves(self) -> None:
         """No more groups load something than the rules allow."""
@@ -147,7 +200,7 @@ class _Check:
             self.performances |= alone
             needed = sum(p.memory_bytes for p in alone.values())
             memory = self.topology.device_types[members[0].device_type].memory_bytes
-            if needed > memory:
+            if needed > memory and not members[0].stages:
                 law = f"expected at most {bytes_to_gib(memory):.3f} GiB per device"
                 self.broken(f"groups[{group}].memory", law, f"{bytes_to_gib(needed):.3f}")
             for r in members:
@@ -213,6 +266,8 @@ class _Check:
         if r.frames > 1 and not service.is_stream:
             self.broken(path, "expected one frame per batch: not a stream", r.frames)
         category = self._category(service)
+        if r.stages:
+            return self._chain(r, service, category)
         if category.scale is Scale.SINGLE_DEVICE and r.tp * r.pp > 1:
             self.broken(path, f"expected one device: {category}", f"tp {r.tp}, pp {r.pp}")
         profile = self.catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
@@ -224,6 +279,29 @@ class _Check:
         except InputError as e:
             self.broken(path, f"expected a configuration inside the profile: {e}")
             return None
+
+    def _chain(self, r: Replica, service: Service, category: Category) -> Performance | None:
+        """What a chain can do, its stages' memory and its inner traffic, worked out anew."""
+        path = f"replicas[{r.id}].stages"
+        if category.scale is Scale.SINGLE_DEVICE:
+            self.broken(path, f"expected one device: {category}", len(r.stages))
+        cuts = tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)
+        try:
+            found, self.inner[r.id] = chain_performance(
+                self.topology, self.catalogue, service, cuts, r.config, down=self.down
+            )
+        except InputError as e:
+            self.broken(path, f"expected slices inside the profile and paths between them: {e}")
+            return None
+        for i, (stage, num_bytes) in enumerate(zip(r.stages, found.memory_bytes, strict=True)):
+            there = self.topology.device_types.get(stage.device_type)
+            if there is None or num_bytes > there.memory_bytes:
+                most = bytes_to_gib(there.memory_bytes) if there else 0.0
+                law = f"expected at most {most:.3f} GiB per device"
+                self.broken(f"{path}[{i}].memory", law, f"{bytes_to_gib(num_bytes):.3f}")
+            if stage.memory_bytes != num_bytes:
+                self.broken(f"{path}[{i}].memory_bytes", f"expected {num_bytes}", stage.memory_bytes)
+        return found.whole
 
     def routes(self) -> None:
         """Each reaches its replica in time over the network as it is."""
@@ -310,8 +388,18 @@ class _Check:
                 self.broken(path, f"expected served + unserved = {asked:.6g}", f"{done:.6g} + {left:.6g}")
 
     def links(self) -> None:
-        """Each direction of each link carries at most its bandwidth: requests out, answers back."""
+        """Each direction of each link carries at most its bandwidth: requests out, answers back, and what passes
+        between a chain's stages: at its full rate where the rules are known, else as its routes need."""
         load: dict[tuple[str, str], float] = {}
+        routed: dict[str, float] = {}
+        for route in self.plan.routes:
+            routed[route.replica] = routed.get(route.replica, 0.0) + route.rate
+        for name, inner in self.inner.items():
+            rate = routed.get(name, 0.0)
+            if self.problem is not None and name in self.performances:
+                rate = self.performances[name].work_per_s * self.problem.rules.max_utilization
+            for hop, num_bytes in inner.items():
+                load[hop] = load.get(hop, 0.0) + rate * num_bytes
         for route in self.plan.routes:
             replica, service = self.replicas.get(route.replica), self.topology.services.get(route.service)
             way = self._path(route.origin, replica.server) if replica else None
@@ -402,9 +490,9 @@ class _Check:
         busy = dict.fromkeys((s.name for s in self.topology.servers.values() if s.devices), 0.0)
         for route in self.plan.routes:
             replica = self.replicas.get(route.replica)
-            if replica is not None and replica.server in busy:
-                alone = self.performances[replica.id]
-                busy[replica.server] += route.rate / alone.work_per_s * replica.tp * replica.pp
+            for name in (place[0] for place in replica.places) if replica is not None else ():
+                if name in busy:
+                    busy[name] += route.rate / self.performances[route.replica].work_per_s
         claimed = self.plan.predicted.utilization
         for name in sorted(busy.keys() | claimed.keys()):
             path = f"predicted.utilization[{name}]"

@@ -90,6 +90,7 @@ def apply(
 
     from epara_opt.cli.planning import check_same_edge, read_plan
     from epara_opt.control.apply import apply as bring
+    from epara_opt.control.apply import require_inside_servers
     from epara_opt.control.ports import Fence
     from epara_opt.control.running import look
     from epara_opt.control.transaction import Progress as Step
@@ -102,6 +103,7 @@ def apply(
     edge = loaded.topology
     plan = read_plan(plan_file)
     check_same_edge(plan, edge, str(plan_file))
+    require_inside_servers(plan)
     # What the plan was made for may differ from the demand in the file (the cycle plans for forecasts).
     verify(plan, replace(edge, demand=demand_of(plan, edge)), loaded.catalogue)
     with GrpcFleet() as fleet:

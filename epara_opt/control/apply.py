@@ -103,6 +103,26 @@ def apply(
     )
 
 
+def require_inside_servers(plan: Plan) -> None:
+    """Refuse a plan that no executor could carry out. Raises InputError naming each replica over several servers."""
+    found = _over_several_servers(plan)
+    if found:
+        raise InputError(found)
+
+
+def _over_several_servers(plan: Plan) -> list[Violation]:
+    law = "expected a replica inside one server: executors of this release run no groups across servers"
+    return [
+        Violation(
+            path=f"plan.replicas.{r.id}.stages",
+            law=law,
+            value=" -> ".join(dict.fromkeys(s.server for s in r.stages)),
+        )
+        for r in plan.replicas
+        if r.stages
+    ]
+
+
 def check(plan: Plan, topology: Topology, *, expected_digest: str | None = None) -> None:
     """Refuse a plan made for another topology. Raises InputError with every violation."""
     found: list[Violation] = []
@@ -120,6 +140,7 @@ def check(plan: Plan, topology: Topology, *, expected_digest: str | None = None)
             )
         )
     ids = {r.id for r in plan.replicas}
+    found += _over_several_servers(plan)
     for r in plan.replicas:
         path = f"plan.replicas.{r.id}"
         server = topology.servers.get(r.server)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from epara_opt.control.apply import Applied, apply
+from epara_opt.control.apply import Applied, apply, require_inside_servers
 from epara_opt.control.choose import Choice, Chooser
 from epara_opt.control.deploy import commit_spec
 from epara_opt.control.diff import compare
@@ -202,6 +202,7 @@ class ControlCycle:
     # Acting
 
     def _apply(self, plan: Plan) -> Applied:
+        require_inside_servers(plan)
         before = self._in_force
         kind = EventKind.REROUTED if plan.solver == SOLVER else EventKind.APPLIED
         self._store.intend(plan, epoch=self._epoch, at=self._clock.wall())

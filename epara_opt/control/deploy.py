@@ -45,8 +45,15 @@ def address_of(server: str, topology: Topology) -> str:
 
 
 def group_spec(tenants: Sequence[Replica], topology: Topology, catalogue: ProfileCatalogue) -> GroupSpec:
-    """One device group with these tenants. All of them share group, server, devices and shape."""
+    """One device group with these tenants. All of them share group, server, devices and shape.
+
+    Raises InputError for a group over several servers: executors of this release run none.
+    """
     first = tenants[0]
+    if first.stages:
+        law = "expected a group inside one server: executors of this release run no groups across servers"
+        value = " -> ".join(dict.fromkeys(s.server for s in first.stages))
+        raise InputError(Violation(path=f"replicas.{first.id}.stages", law=law, value=value))
     return GroupSpec(
         group=first.group,
         server=first.server,

@@ -89,7 +89,7 @@ def compare(
         service = topology.services.get(r.service) if topology else None
         profile = (
             catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
-            if catalogue and service
+            if catalogue and service and not r.stages
             else None
         )
         load_s[i] = profile.load_s if profile else r.load_s

@@ -53,6 +53,8 @@ def _in_place(old: Sequence[Replica], new: Sequence[Replica]) -> bool:
     a, b = old[0], new[0]
     if (a.server, a.device_type, a.devices, a.tp, a.pp) != (b.server, b.device_type, b.devices, b.tp, b.pp):
         return False
+    if [p[:3] for p in a.places] != [p[:3] for p in b.places]:
+        return False
     return len(b.devices) == 1 or {r.id for r in new} <= {r.id for r in old}
 
 

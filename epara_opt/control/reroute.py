@@ -59,7 +59,6 @@ def complete(
     served = book.served()
     routes = book.routes()
     replicas = tuple(replace(r, endpoint=topology.servers[r.server].address or "") for r in book.replicas())
-    by_id = {r.id: r for r in replicas}
     earning = {r.id: earning_share(r, problem) for r in replicas}
     weight = {name: s.weight for name, s in topology.services.items()}
     objective = sum(weight[x.service] * x.rate * earning[x.replica] for x in routes)
@@ -80,13 +79,13 @@ def complete(
                 worst_ms=max((x.predicted_ms for x in routes if x.service == name), default=0.0),
             )
         )
+    full = {r.id: full_rate(r, topology, problem.catalogue, 1.0) for r in replicas}
     utilization: dict[str, float] = {}
     for server in topology.servers.values():
         devices = sum(p.count for p in server.devices)
         if devices:
-            here = [(x.rate, by_id[x.replica]) for x in routes if by_id[x.replica].server == server.name]
-            alone = [(rate, r, full_rate(r, topology, problem.catalogue, 1.0)) for rate, r in here]
-            used = sum(rate / full * len(r.devices) for rate, r, full in alone if full > 0)
+            here = {r.id: sum(place[0] == server.name for place in r.places) for r in replicas}
+            used = sum(x.rate / full[x.replica] * here[x.replica] for x in routes if full[x.replica] > 0)
             utilization[server.name] = used / devices
     return Plan(
         generation=generation,

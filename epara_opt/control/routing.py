@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from epara_opt.chains import chain_performance
 from epara_opt.domain.performance import evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.service import Service
@@ -24,7 +25,7 @@ def standing(plan: Plan | None, topology: Topology, down: frozenset[str] = froze
     """The part of a plan that still means something: servers that answer, services and devices that exist."""
     if plan is None:
         return None
-    replicas = tuple(r for r in plan.replicas if r.server not in down and _exists(r, topology))
+    replicas = tuple(r for r in plan.replicas if _exists(r, topology, down))
     ids = {r.id for r in replicas}
     routes = tuple(
         x
@@ -36,16 +37,32 @@ def standing(plan: Plan | None, topology: Topology, down: frozenset[str] = froze
     return replace(plan, replicas=replicas, routes=routes, actions=())
 
 
-def _exists(r: Replica, topology: Topology) -> bool:
-    server = topology.servers.get(r.server)
-    if server is None or r.service not in topology.services:
+def _exists(r: Replica, topology: Topology, down: frozenset[str]) -> bool:
+    if r.service not in topology.services:
         return False
-    return any(p.type == r.device_type and max(r.devices) < p.count for p in server.devices)
+    for name, device_type, device, _ in r.places:
+        server = topology.servers.get(name)
+        if server is None or name in down:
+            return False
+        if not any(p.type == device_type and device < p.count for p in server.devices):
+            return False
+    return True
+
+
+def stages_of(r: Replica) -> tuple[tuple[str, str, int, int, int], ...]:
+    """A chain's stages as `chain_performance` takes them."""
+    return tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)
 
 
 def full_rate(r: Replica, topology: Topology, catalogue: ProfileCatalogue, max_utilization: float) -> float:
     """Work per second of a replica that had its group's whole time; 0 where the catalogue no longer knows it."""
     service = topology.services[r.service]
+    if r.stages:
+        try:
+            found, _ = chain_performance(topology, catalogue, service, stages_of(r), r.config)
+        except InputError:
+            return 0.0
+        return found.whole.work_per_s * max_utilization
     profile = catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
     if profile is None:
         return 0.0
@@ -76,6 +93,12 @@ class RouteBook:
         for link in topology.links:
             a, b = link.between
             self._bandwidth[a, b] = self._bandwidth[b, a] = link.bandwidth_bytes_per_s
+        for r in self._replicas.values():
+            if r.stages and self._full[r.id] > 0.0:  # what passes between its stages, at full rate
+                service = topology.services[r.service]
+                _, loads = chain_performance(topology, catalogue, service, stages_of(r), r.config)
+                for hop, num_bytes in loads.items():
+                    self._bandwidth[hop] = max(0.0, self._bandwidth[hop] - num_bytes * self._full[r.id])
         self._rates: dict[tuple[str, str, str], Route] = {}
 
     def add(self, service: str, origin: str, replica: str, rate: float) -> float:

@@ -52,7 +52,7 @@ def same_content(a: Plan | None, b: Plan) -> bool:
 
 
 def _shape(replicas: Iterable[Replica]) -> dict[str, tuple[object, ...]]:
-    return {r.id: (r.server, r.device_type, r.devices, r.tp, r.pp, r.batch, r.frames) for r in replicas}
+    return {r.id: (r.server, r.device_type, r.devices, r.tp, r.pp, r.batch, r.frames, r.stages) for r in replicas}
 
 
 def stages(
@@ -145,7 +145,7 @@ def _by_server(groups: Set[str], replicas: Iterable[Replica]) -> dict[str, tuple
 
 
 def _devices(r: Replica) -> list[Device]:
-    return [(r.server, r.device_type, i) for i in r.devices]
+    return [place[:3] for place in r.places]
 
 
 def reconfigured(old: Replica, new: Replica) -> bool:

@@ -29,6 +29,7 @@ class ProfileRow:
     prefill_ms: float | None = None  # one prompt of prompt_tokens
     prompt_tokens: int | None = None
     decode_step_ms: float | None = None  # one step of all `batch` sequences
+    layers: int | None = None  # of a slice: so many consecutive layers alone; None: the whole model
     memory_bytes: int  # per device, weights and activations (and KV cache at this batch)
     load_s: float  # from cold until it can serve
     source: str  # where the number comes from
@@ -52,12 +53,13 @@ class ProfileRow:
             "expected together with prefill_ms",
             self.prompt_tokens,
         )
-        for key in ("tp", "pp", "batch", "frames", "prompt_tokens"):
+        for key in ("tp", "pp", "batch", "frames", "prompt_tokens", "layers"):
             value = getattr(self, key)
             need(value is None or value >= 1, key, "expected >= 1", value)
         for key in ("latency_ms", "interval_ms", "prefill_ms", "decode_step_ms", "memory_bytes"):
             value = getattr(self, key)
             need(value is None or 0 < value < float("inf"), key, "expected a finite number > 0", value)
+        need(self.layers is None or self.pp == 1, "layers", "expected for pp 1 alone: a slice is one stage", self.pp)
         need(0 <= self.load_s < float("inf"), "load_s", "expected a finite number >= 0", self.load_s)
         need(bool(self.source.strip()), "source", "expected where the number comes from", "nothing")
         if found:
@@ -125,6 +127,8 @@ class ProfileCatalogue:
 
     profiles: Mapping[tuple[str, str], Mapping[tuple[int, int], Profile]] = field(default_factory=dict)
     rows: tuple[ProfileRow, ...] = ()
+    slices: Mapping[tuple[str, str, int], Mapping[int, Profile]] = field(default_factory=dict)
+    """Slices of models by (model, device type, tp), then by number of layers; see domain/slices.py."""
 
     def shapes(self, model: str, device_type: str) -> Mapping[tuple[int, int], Profile]:
         """Measured shapes; empty where the model was never measured on this device type."""
@@ -135,11 +139,13 @@ class ProfileCatalogue:
         """Group rows into curves. A point given twice is an error: which would be true?"""
         kept = tuple(rows)
         found: list[Violation] = []
-        groups: dict[tuple[str, str, int, int], list[ProfileRow]] = {}
+        groups: dict[tuple[str, str, int, int, int | None], list[ProfileRow]] = {}
         for row in kept:
-            groups.setdefault((row.model, row.device_type, row.tp, row.pp), []).append(row)
+            groups.setdefault((row.model, row.device_type, row.tp, row.pp, row.layers), []).append(row)
         table: dict[tuple[str, str], dict[tuple[int, int], Profile]] = {}
-        for (model, device_type, tp, pp), members in groups.items():
+        sliced: dict[tuple[str, str, int], dict[int, Profile]] = {}
+        for (model, device_type, tp, pp, layers), members in groups.items():
+            where = f"{model} on {device_type} tp{tp} pp{pp}" + (f", {layers} layers" if layers else "")
             latency: dict[int, float] = {}
             interval: dict[int, float] = {}
             prefill: dict[int, float] = {}
@@ -157,7 +163,7 @@ class ProfileCatalogue:
                 else:  # a row of none of the three forms cannot be born
                     continue
                 if x in target:
-                    place = f"{model} on {device_type} tp{tp} pp{pp} at {x}"
+                    place = f"{where} at {x}"
                     found.append(
                         Violation(
                             path=place, law="expected each point once", value="twice", file=row.file, line=row.line
@@ -166,7 +172,7 @@ class ProfileCatalogue:
                 target[x] = y
                 if row.prefill_ms is None:
                     memory[items] = float(row.memory_bytes)
-            name = f"profiles.{model} on {device_type} tp{tp} pp{pp}"
+            name = f"profiles.{where}"
             if latency and (prefill or step):
                 found.append(
                     Violation(
@@ -188,7 +194,7 @@ class ProfileCatalogue:
                         line=members[0].line,
                     )
                 )
-            table.setdefault((model, device_type), {})[tp, pp] = Profile(
+            made = Profile(
                 model=model,
                 device_type=device_type,
                 tp=tp,
@@ -200,9 +206,13 @@ class ProfileCatalogue:
                 memory_bytes=_curve(f"{name}.batch", memory),
                 load_s=max(row.load_s for row in members),
             )
+            if layers is None:
+                table.setdefault((model, device_type), {})[tp, pp] = made
+            else:
+                sliced.setdefault((model, device_type, tp), {})[layers] = made
         if found:
             raise InputError(found)
-        return ProfileCatalogue(profiles=table, rows=kept)
+        return ProfileCatalogue(profiles=table, rows=kept, slices=sliced)
 
 
 def _curve(name: str, points: Mapping[int, float]) -> Curve:

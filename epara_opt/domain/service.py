@@ -32,6 +32,22 @@ class Model:
     source: str  # a folder with safetensors, relative to the executor's model root, or a hub id
     task: Task
     profile: str = ""  # name in the profile catalogue; empty means `source`
+    layers: int | None = None  # equal blocks in a row, where it may be cut; None: it is never cut across servers
+    activation_bytes: float | None = None  # per item (per token for generation) from one layer to the next
+
+    def __post_init__(self) -> None:
+        path = f"model.{self.source}"
+        if (self.layers is None) != (self.activation_bytes is None):
+            law = "expected layers and activation_kb together"
+            raise InputError(Violation(path=path, law=law, value="one of them"))
+        if self.layers is not None and self.layers < 2:
+            raise InputError(Violation(path=f"{path}.layers", law="expected >= 2", value=str(self.layers)))
+        if self.activation_bytes is not None and not (
+            math.isfinite(self.activation_bytes) and self.activation_bytes >= 0
+        ):
+            law = "expected a finite number >= 0"
+            value = str(self.activation_bytes)
+            raise InputError(Violation(path=f"{path}.activation_kb", law=law, value=value))
 
     @property
     def profile_name(self) -> str:

@@ -5,11 +5,14 @@ Sets
     content of the same shape and services replaces at n), i tenants of a content;
     R(n, p): `new`, and the classes of interchangeable residents (same server, type, shape and services) that share
     a service with p;
-    j = (n, p, R): columns, kept where every tenant of p could serve somebody from n in time;
+    j = (n, p, R): columns, kept where every tenant of p could serve somebody from n in time; among them chains over
+    several servers (`problem.chains`), of which n is the head and R(n, p) holds residents with the same cuts;
     E: edges (l, s, n), each with a slack; k: distinct earning shares of the tenants of l at n.
 
 Parameters
-    w_l weight; D_ls offered work; G_ng devices; d_j = tp x pp; m_R residents in a class (new: unlimited);
+    w_l weight; D_ls offered work; G_ng devices; d_jng devices of (n, g) that j takes (tp x pp; a chain's at all its
+    servers); i_jh bytes/s that a chain keeps on directed link h at its full rate;
+    m_R residents in a class (new: unlimited);
     mu_ji work/s of tenant i at full time (`max_utilization` applied), r_ji its response in company;
     a_ji its earning share (1 if loaded in R, else the part of the cycle left after loading);
     D_ji = sum of D_ls over edges (l, s, n) with slack >= r_ji: all the demand that tenant i can ever reach;
@@ -24,14 +27,14 @@ Variables
 maximize  sum w_l k D_e y_e               e = (l, s, n, k)
 
 Constraints
-    devices[n,g]       sum_j d_j z_j <= G_ng
+    devices[n,g]       sum_j d_jng z_j <= G_ng
     resident[n,R]      sum_p z[n,p,R] <= m_R
     moves              sum z[n,p,R] over columns with a tenant to load <= max_moves    where that rule is set
     time[n,p,R]        sum_l share[n,p,R,l] <= z[n,p,R]
     reach[n,p,R,l]     share[n,p,R,l] <= (D_ji / mu_ji) z[n,p,R]                       where D_ji < SCANT mu_ji; tighter
     capacity[l,n,k,t]  sum_{e: slack <= t} D_e y[e,k] <= sum_{ji of class k: r <= t} c_jit
     demand[l,s]        sum_{n,k} D_e y_e <= D_ls
-    link[a->b]         sum_e b_eh D_e y_e / B_h <= 1                                   where it could bind
+    link[a->b]         sum_e b_eh D_e y_e / B_h + sum_j i_jh z_j / B_h <= 1            where it could bind
 
 c_jit is what tenant i of column j can do for edges of slack <= t: for a single tenant min(mu, D over edges with
 r <= slack <= t) z, for others mu share.
@@ -168,7 +171,7 @@ def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
         uses.extend(made)
         _capacity_rows(key, reaches[key[0], key[1]], supply, made, rows, tighten)
     _demand_rows(uses, rows)
-    _link_rows(problem, uses, rows)
+    _link_rows(problem, columns, uses, rows)
     _moves_row(problem, columns, rows)
     return Encoded(
         problem=problem,
@@ -180,11 +183,25 @@ def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
 
 
 def columns_of(problem: PlacementProblem) -> tuple[Column, ...]:
-    """What could be placed where: all that `encode` counts."""
-    return tuple(_columns(problem, _reaches(problem))[0])
+    """What could be placed inside servers: all that `encode` counts but chains."""
+    return tuple(c for c in _columns(problem, _reaches(problem))[0] if not c.content.stages)
 
 
-def _reaches(problem: PlacementProblem) -> dict[tuple[str, str], Reach]:
+def chain_columns(problem: PlacementProblem) -> tuple[Column, ...]:
+    """The chains among what `encode` counts; their indexes are their own."""
+    if not problem.chains.contents:
+        return ()
+    found = _chain_entries(problem, _reaches(problem, problem.chains.services))
+    return tuple(
+        Column(
+            server=head, content=content, residents=members, earning=earning, max_groups=top, index=i, share_index=-1
+        )
+        for i, (head, content, members, earning, top) in enumerate(found)
+    )
+
+
+def _reaches(problem: PlacementProblem, services: frozenset[str] | None = None) -> dict[tuple[str, str], Reach]:
+    """By service and server; of these services alone, if given."""
     offered = problem.offered
     return {
         key: Reach(
@@ -193,6 +210,7 @@ def _reaches(problem: PlacementProblem) -> dict[tuple[str, str], Reach]:
             tuple(accumulate((offered[e.service, e.origin] for e in edges), initial=0.0)),
         )
         for key, edges in problem.edges_by_service_server.items()
+        if services is None or key[0] in services
     }
 
 
@@ -217,12 +235,8 @@ def _columns(
                 if top < 1:
                     continue
                 found.append((server.name, content, (), fresh, top))
-                for members in classes:
-                    same_shape = (members[0].tp, members[0].pp) == (content.tp, content.pp)
-                    loaded = tuple(problem.earning_share(t, members[0]) for t in content.tenants)
-                    counted = problem.moves_allowed is not None and bool(members[0].services & content.services)
-                    if same_shape and (loaded != fresh or counted):
-                        found.append((server.name, content, members, loaded, min(top, len(members))))
+                found += _on_residents(problem, server.name, content, classes, fresh, top)
+    found += _chain_entries(problem, reaches)
     columns: list[Column] = []
     next_share = len(found)
     for index, (server_name, content, members, earning, top) in enumerate(found):
@@ -242,12 +256,58 @@ def _columns(
     return columns, stand_ins
 
 
-def _resident_classes(problem: PlacementProblem, server: str, device_type: str) -> list[tuple[Resident, ...]]:
-    """Residents of this pool, those alike together: which of them a group keeps makes no difference."""
-    alike: dict[tuple[int, int, tuple[str, ...]], list[Resident]] = {}
+def _chain_entries(
+    problem: PlacementProblem, reaches: Mapping[tuple[str, str], Reach]
+) -> list[tuple[str, Content, tuple[Resident, ...], tuple[float, ...], int]]:
+    """Chains that could serve somebody: head, content, residents, earning, most copies."""
+    found: list[tuple[str, Content, tuple[Resident, ...], tuple[float, ...], int]] = []
+    for content in problem.chains.contents:
+        head, (tenant,) = content.stages[0].server, content.tenants
+        reach = reaches.get((tenant.service, head))
+        if reach is not None:
+            top = min(
+                math.ceil(reach.demand(tenant.response_ms) / tenant.work_per_s),
+                *(_count(problem, pool) // number for pool, number in content.pools_at(head).items()),
+            )
+            if top >= 1:
+                fresh = (problem.earning_share(tenant, None),)
+                found.append((head, content, (), fresh, top))
+                chained = _resident_classes(problem, head, content.device_type, chains=True)
+                found += _on_residents(problem, head, content, chained, fresh, top)
+    return found
+
+
+def _count(problem: PlacementProblem, pool: tuple[str, str]) -> int:
+    server, device_type = pool
+    return next((p.count for p in problem.topology.servers[server].devices if p.type == device_type), 0)
+
+
+def _on_residents(
+    problem: PlacementProblem,
+    server: str,
+    content: Content,
+    classes: Sequence[tuple[Resident, ...]],
+    fresh: tuple[float, ...],
+    top: int,
+) -> Iterator[tuple[str, Content, tuple[Resident, ...], tuple[float, ...], int]]:
+    """The content on each class of residents that could keep something for it."""
+    for members in classes:
+        loaded = tuple(problem.earning_share(t, members[0]) for t in content.tenants)
+        counted = problem.moves_allowed is not None and bool(members[0].services & content.services)
+        if members[0].holds(content, server) and (loaded != fresh or counted):
+            yield server, content, members, loaded, min(top, len(members))
+
+
+def _resident_classes(
+    problem: PlacementProblem, server: str, device_type: str, *, chains: bool = False
+) -> list[tuple[Resident, ...]]:
+    """Residents of this pool (or chains from it on), those alike together: which of them a group keeps makes no
+    difference."""
+    alike: dict[tuple[object, ...], list[Resident]] = {}
     for r in problem.residents:
-        if r.server == server and r.device_type == device_type:
-            alike.setdefault((r.tp, r.pp, tuple(sorted(r.services))), []).append(r)
+        if r.server == server and r.device_type == device_type and bool(r.stages) is chains:
+            cuts = tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)
+            alike.setdefault((r.tp, r.pp, tuple(sorted(r.services)), cuts), []).append(r)
     return [tuple(sorted(members, key=lambda r: r.group)) for _, members in sorted(alike.items())]
 
 
@@ -297,16 +357,15 @@ def _packing_rows(
     rows: RowBuilder,
     tighten: bool,
 ) -> None:
-    pools: dict[tuple[str, str], list[Column]] = {}
+    pools: dict[tuple[str, str], list[tuple[int, float]]] = {}
     kept: dict[tuple[str, tuple[Resident, ...]], list[Column]] = {}
     for c in columns:
-        pools.setdefault((c.server, c.content.device_type), []).append(c)
+        for pool, number in c.content.pools_at(c.server).items():
+            pools.setdefault(pool, []).append((c.index, float(number)))
         if c.residents:
             kept.setdefault((c.server, c.residents), []).append(c)
-    for (server, device_type), members in pools.items():
-        count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
-        terms = [(c.index, float(c.content.num_devices)) for c in members]
-        rows.add(f"devices[{server},{device_type}]", terms, upper=float(count))
+    for pool, terms in pools.items():
+        rows.add(f"devices[{pool[0]},{pool[1]}]", terms, upper=float(_count(problem, pool)))
     for (server, residents), members in kept.items():
         name = f"resident[{server},{_class_name(residents)}]"
         rows.add(name, [(c.index, 1.0) for c in members], upper=float(len(residents)))
@@ -376,7 +435,7 @@ def _demand_rows(uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
         rows.add(f"demand[{service},{origin}]", [(u.index, u.unit / top) for u in members], upper=offered / top)
 
 
-def _link_rows(problem: PlacementProblem, uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
+def _link_rows(problem: PlacementProblem, columns: Sequence[Column], uses: Sequence[EdgeUse], rows: RowBuilder) -> None:
     width = link_widths(problem.topology)
     terms: dict[tuple[str, str], list[tuple[int, float]]] = {}
     worst: dict[tuple[str, str], dict[tuple[str, str], float]] = {}  # link to the most that each demand could put on it
@@ -387,8 +446,13 @@ def _link_rows(problem: PlacementProblem, uses: Sequence[EdgeUse], rows: RowBuil
             seen = worst.setdefault(hop, {})
             asked = (u.edge.service, u.edge.origin)
             seen[asked] = max(seen.get(asked, 0.0), part)
+    kept: dict[tuple[str, str], float] = {}  # link to the most that chains could keep of it
+    for c in columns:
+        for hop, load in c.content.reserved:
+            terms.setdefault(hop, []).append((c.index, load / width[hop]))
+            kept[hop] = kept.get(hop, 0.0) + c.max_groups * load / width[hop]
     for hop in sorted(terms):
-        if sum(worst[hop].values()) > 1.0:
+        if sum(worst.get(hop, {}).values()) + kept.get(hop, 0.0) > 1.0:
             rows.add(f"link[{hop[0]}->{hop[1]}]", terms[hop], upper=1.0)
 
 

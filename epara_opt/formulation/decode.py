@@ -14,7 +14,7 @@ import numpy as np
 
 from epara_opt.formulation.compact import Column, EdgeUse, Encoded
 from epara_opt.formulation.program import FloatArray
-from epara_opt.placement import Flow, PlacedGroup, Placement, link_use, link_widths, without_idle
+from epara_opt.placement import Flow, PlacedGroup, Placement, link_reserved, link_use, link_widths, without_idle
 from epara_opt.problem import Content, PlacementProblem, Resident
 
 INTEGRALITY = 1e-4  # a count this close to a whole number is that number; anything else is rounded down
@@ -57,7 +57,7 @@ def decode(encoded: Encoded, x: FloatArray) -> Placement:
     flows: list[Flow] = []
     for key in sorted(wanted):
         flows.extend(_assign(wanted[key], supplies.get(key, [])))
-    return without_idle(Placement(groups=tuple(groups), flows=tuple(_within_links(problem, flows))))
+    return without_idle(Placement(groups=tuple(groups), flows=tuple(_within_links(problem, groups, flows))))
 
 
 def whole(count: float) -> int:
@@ -116,10 +116,13 @@ def _assign(wanted: Sequence[tuple[EdgeUse, float]], supplies: Sequence[_Supply]
     return flows
 
 
-def _within_links(problem: PlacementProblem, flows: Sequence[Flow]) -> list[Flow]:
-    """Scale down what a link cannot carry."""
-    width = link_widths(problem.topology)
-    room = {hop: min(1.0, width[hop] / load) for hop, load in link_use(problem, flows).items()}
+def _within_links(problem: PlacementProblem, groups: Sequence[PlacedGroup], flows: Sequence[Flow]) -> list[Flow]:
+    """Scale down what a link cannot carry beside what chains keep of it."""
+    width, kept = link_widths(problem.topology), link_reserved(groups)
+    room = {
+        hop: min(1.0, max(0.0, width[hop] - kept.get(hop, 0.0)) / load)
+        for hop, load in link_use(problem, flows).items()
+    }
     return [
         replace(f, rate=f.rate * min((room[hop] for hop, _ in problem.link_loads(f.edge)), default=1.0)) for f in flows
     ]
@@ -173,7 +176,7 @@ def _column_for(
             if column.content == content:
                 return column
         for column in columns:
-            if _carries(column.content, flows):
+            if _carries(column.content, flows) and column.content.pools_at(group.server) == group.pools:
                 return column
     return None
 

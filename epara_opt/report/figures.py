@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from epara_opt.domain.topology import Topology
@@ -177,15 +177,34 @@ def num_devices(topology: Topology) -> int:
 
 
 def num_devices_used(plan: Plan) -> int:
-    return len({(r.server, r.device_type, d) for r in plan.replicas for d in r.devices})
+    return len({place[:3] for r in plan.replicas for place in r.places})
 
 
 def replicas_at(plan: Plan) -> dict[str, list[Replica]]:
-    """Replicas by server, those on the same group side by side."""
+    """Replicas by server, those on the same group side by side; of one over several servers each stage where it is."""
     table: dict[str, list[Replica]] = {}
-    for r in sorted(plan.replicas, key=lambda r: (r.device_type, r.devices, r.group, -r.share, r.service)):
+    for r in sorted(
+        (part for r in plan.replicas for part in _parts(r)),
+        key=lambda r: (r.device_type, r.devices, r.group, -r.share, r.service),
+    ):
         table.setdefault(r.server, []).append(r)
     return table
+
+
+def _parts(r: Replica) -> tuple[Replica, ...]:
+    """The replica, or one for each of its stages with that stage's place and memory."""
+    return tuple(
+        replace(
+            r,
+            server=s.server,
+            device_type=s.device_type,
+            devices=s.devices,
+            tp=len(s.devices),
+            memory_bytes=s.memory_bytes,
+            stages=(s,),
+        )
+        for s in r.stages
+    ) or (r,)
 
 
 def hosts(plan: Plan) -> dict[str, str]:
@@ -215,8 +234,9 @@ def tightest_first(plan: Plan, topology: Topology) -> tuple[Route, ...]:
 
 
 def devices_label(r: Replica) -> str:
-    """l4 0+1."""
-    return f"{r.device_type} {'+'.join(map(str, r.devices))}"
+    """l4 0+1; of a stage also its layers."""
+    layers = f", layers {r.stages[0].first_layer}-{r.stages[0].end_layer - 1}" if len(r.stages) == 1 else ""
+    return f"{r.device_type} {'+'.join(map(str, r.devices))}{layers}"
 
 
 def operators_in_use(plan: Plan, topology: Topology) -> dict[str, tuple[str, ...]]:

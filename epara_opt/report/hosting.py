@@ -133,7 +133,7 @@ def _pool(device_type: str, count: int, replicas: Sequence[Replica], hue: Mappin
         el("span", f"{device_type} {i}", class_="slot", style=f"grid-row:{i + 1}") for i in range(count)
     ]
     taken: set[int] = set()
-    for _, members in groupby(sorted(replicas, key=lambda r: (r.devices, r.group)), key=lambda r: r.group):
+    for _, members in groupby(sorted(replicas, key=lambda r: (r.devices, r.group)), key=lambda r: (r.devices, r.group)):
         tenants = list(members)
         runs = _runs(tenants[0].devices)
         taken |= set(tenants[0].devices)

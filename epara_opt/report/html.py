@@ -105,7 +105,7 @@ def _header(plan: Plan, topology: Topology, name: str) -> ET.Element:
     away, total = offloaded(plan, topology)
     devices, used = num_devices(topology), num_devices_used(plan)
     groups = len({r.group for r in plan.replicas})
-    busy = len({r.server for r in plan.replicas})
+    busy = len({place[0] for r in plan.replicas for place in r.places})
     limit = "no bound proved" if plan.dual_bound is None else f"to a proven bound of {number(plan.dual_bound)}"
     lost = sum(1 for u in plan.unserved if u.rate > 0)
     items = [

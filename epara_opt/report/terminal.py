@@ -60,7 +60,7 @@ def plan_view(plan: Plan, topology: Topology, *, max_rows: int | None = 40) -> G
 def summary(plan: Plan) -> Group:
     """The verdict, goodput against offered and bound, gap, stop, and what is used."""
     p = plan.predicted
-    groups, servers = len({r.group for r in plan.replicas}), len({r.server for r in plan.replicas})
+    groups, servers = len({r.group for r in plan.replicas}), len({p[0] for r in plan.replicas for p in r.places})
     bound = (
         "none proved by this solver"
         if plan.dual_bound is None
@@ -139,7 +139,7 @@ def replicas_table(plan: Plan, topology: Topology, *, max_rows: int | None = Non
     for server, replicas in replicas_at(plan).items():
         used = plan.predicted.utilization.get(server)
         for i, r in enumerate(replicas):
-            same = i > 0 and replicas[i - 1].group == r.group
+            same = i > 0 and (replicas[i - 1].group, replicas[i - 1].devices) == (r.group, r.devices)
             rows.append(
                 [
                     _place(server, used, i, len(replicas)),

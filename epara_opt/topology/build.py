@@ -145,12 +145,15 @@ def _link(value: dict[str, Any]) -> Link:
 def service_of(value: dict[str, Any]) -> Service:
     """A service from the plain values of its record."""
     request, scale = value.get("request", {}), value.get("scale")
+    activation_kb = value["model"].get("activation_kb")
     return Service(
         name=value["name"],
         model=Model(
             source=value["model"]["source"],
             task=Task(value["model"]["task"]),
             profile=value["model"].get("profile", ""),
+            layers=value["model"].get("layers"),
+            activation_bytes=None if activation_kb is None else kb_to_bytes(activation_kb),
         ),
         sensitivity=Sensitivity(value["sensitivity"]),
         request=RequestShape(

@@ -102,6 +102,13 @@ SERVICE = Record(
                     ),
                     "task": Key(kind=choice(Task), required=True, about="what the model computes"),
                     "profile": Key(kind=FREE_TEXT, about="its name in the profile catalogue; default: source"),
+                    "layers": Key(
+                        kind=Number(integer=True, least=2), about="equal layers in a row, where it may be cut"
+                    ),
+                    "activation_kb": Key(
+                        kind=NOT_NEGATIVE,
+                        about="kB (1,000 bytes) from one layer to the next, per item, or per token (text-generation)",
+                    ),
                 }
             ),
             required=True,

@@ -104,6 +104,7 @@ def _digest(values: dict[str, Any], rows: tuple[ProfileRow, ...]) -> str:
             [
                 [r.model, r.device_type, r.tp, r.pp, r.batch, r.frames, r.latency_ms, r.interval_ms],
                 [r.prefill_ms, r.prompt_tokens, r.decode_step_ms, r.memory_bytes, r.load_s],
+                *([r.layers] if r.layers else []),  # older files keep their digests
             ]
         )
         for r in rows
@@ -123,6 +124,7 @@ def _profile_violations(topology: Topology, catalogue: ProfileCatalogue) -> Iter
         for device_type in present:
             shapes = catalogue.shapes(service.model.profile_name, device_type)
             found.extend(v for profile in shapes.values() for v in _missing_points(service, profile, catalogue))
+        found += _missing_in_slices(service, catalogue)
         yield from found
         if not found:
             try:
@@ -131,12 +133,39 @@ def _profile_violations(topology: Topology, catalogue: ProfileCatalogue) -> Iter
                 yield from e.violations
 
 
+def _missing_in_slices(service: Service, catalogue: ProfileCatalogue) -> Iterator[Violation]:
+    """Slices that a chain could not use: of the other form, or measured at other prompts."""
+    for (model, device_type, tp), measured in catalogue.slices.items():
+        if model != service.model.profile_name:
+            continue
+        for layers, profile in measured.items():
+            row = next(
+                r
+                for r in catalogue.rows
+                if (r.model, r.device_type, r.tp, r.layers) == (model, device_type, tp, layers)
+            )
+            on = f"{layers} layers of {model} on {device_type} tp{tp}"
+            tokens = service.request.prompt_tokens
+            if profile.generates != (service.model.task is Task.TEXT_GENERATION):
+                want = "latency rows" if profile.generates else "prefill and decode rows"
+                law = f"expected {want} for {on} ({row.file}:{row.line})"
+                yield Violation(path=f"services.{service.name}.model.task", law=law, value=service.model.task.value)
+            elif profile.generates and not profile.prefill_ms.covers(tokens):
+                x = profile.prefill_ms.x
+                law = (
+                    f"profile with a missing point: {on} are measured at {x[0]} .. {x[-1]} prompt tokens "
+                    f"({row.file}:{row.line})"
+                )
+                yield Violation(path=f"services.{service.name}.request.prompt_tokens", law=law, value=str(tokens))
+
+
 def _missing_points(service: Service, profile: Profile, catalogue: ProfileCatalogue) -> Iterator[Violation]:
     on = f"{profile.model} on {profile.device_type} tp{profile.tp} pp{profile.pp}"
     row = next(
         r
         for r in catalogue.rows
-        if (r.model, r.device_type, r.tp, r.pp) == (profile.model, profile.device_type, profile.tp, profile.pp)
+        if (r.model, r.device_type, r.tp, r.pp, r.layers)
+        == (profile.model, profile.device_type, profile.tp, profile.pp, None)
     )
     if profile.generates != (service.model.task is Task.TEXT_GENERATION):
         want = "latency rows" if profile.generates else "prefill and decode rows"

@@ -19,7 +19,8 @@ COLUMNS = (
     "model", "device", "tp", "pp", "batch", "frames", "latency_ms", "interval_ms", "prefill_ms", "prompt_tokens",
     "decode_step_ms", "memory_gib", "load_s", "source",
 )  # fmt: skip
-_WHOLE = ("tp", "pp", "batch", "frames", "prompt_tokens")
+OPTIONAL = ("layers",)  # may be absent: only slices of models have them
+_WHOLE = ("tp", "pp", "batch", "frames", "prompt_tokens", "layers")
 _REAL = ("latency_ms", "interval_ms", "prefill_ms", "decode_step_ms", "memory_gib", "load_s")
 _REQUIRED = ("model", "device", "memory_gib", "load_s", "source")
 
@@ -43,27 +44,35 @@ def read_profiles(paths: Iterable[Path]) -> ProfileCatalogue:
 def write_profiles(rows: Sequence[ProfileRow], path: Path, *, append: bool = False, comment: str = "") -> None:
     """Write rows; `append` adds to a file that has the header already. `comment` goes above the header."""
     extend = append and path.is_file() and path.stat().st_size > 0
+    columns = _header(path) if extend else COLUMNS + (OPTIONAL if any(r.layers for r in rows) else ())
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a" if extend else "w", encoding="utf-8", newline="") as stream:
         if not extend:
             stream.writelines(f"# {line}\n" for line in comment.splitlines())
         writer = csv.writer(stream, lineterminator="\n")
         if not extend:
-            writer.writerow(COLUMNS)
-        writer.writerows(_cells(row) for row in rows)
+            writer.writerow(columns)
+        writer.writerows(_cells(row, columns) for row in rows)
 
 
-def _cells(row: ProfileRow) -> list[str]:
+def _header(path: Path) -> tuple[str, ...]:
+    """The columns of a file that is added to; those of a new one where it has no header that could be read."""
+    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    found = tuple(next(csv.reader([next((line for line in lines if not line.startswith("#")), "")]), ()))
+    return found if set(COLUMNS) <= set(found) <= {*COLUMNS, *OPTIONAL} else COLUMNS
+
+
+def _cells(row: ProfileRow, columns: Sequence[str]) -> list[str]:
     values: dict[str, object] = {
         "model": row.model,
         "device": row.device_type,
         "memory_gib": round(bytes_to_gib(row.memory_bytes), 6),
         "source": row.source,
     }
-    for key in ("tp", "pp", "batch", "frames", *_REAL, "prompt_tokens"):
+    for key in ("tp", "pp", "batch", "frames", *_REAL, "prompt_tokens", "layers"):
         if key not in values:
             values[key] = getattr(row, key)
-    return ["" if values[c] is None else f"{v:g}" if isinstance(v := values[c], float) else str(v) for c in COLUMNS]
+    return ["" if values[c] is None else f"{v:g}" if isinstance(v := values[c], float) else str(v) for c in columns]
 
 
 def _read_file(path: Path, rows: list[ProfileRow], found: list[Violation]) -> None:
@@ -81,16 +90,17 @@ def _read_file(path: Path, rows: list[ProfileRow], found: list[Violation]) -> No
         fail(0, "", "expected profile rows, the file is empty")
         return
     header = next(csv.reader([lines[top]]))
+    known = (*COLUMNS, *OPTIONAL)
     for name in header:
-        if name not in COLUMNS:
-            close = difflib.get_close_matches(name, COLUMNS, n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             fail(top + 1, name, f"unknown column{f'; did you mean {close[0]}?' if close else ''}")
         elif header.count(name) > 1:
             fail(top + 1, name, "expected each column once")
     missing = [c for c in COLUMNS if c not in header]
     if missing:
         fail(top + 1, "header", f"expected the columns {','.join(COLUMNS)}", f"no {', '.join(missing)}")
-    if missing or len(header) != len(COLUMNS) or set(header) != set(COLUMNS):
+    if missing or len(set(header)) != len(header) or not set(header) <= set(known):
         return
     reader = csv.reader(lines[top + 1 :])
     for cells in reader:
@@ -116,7 +126,7 @@ def _row(cells: dict[str, str], path: Path, line: int, found: list[Violation]) -
             fail(key, "expected a value", "nothing")
     whole: dict[str, int | None] = {}
     for key in _WHOLE:
-        text = cells[key]
+        text = cells.get(key, "")
         whole[key] = None
         if text and text.isdecimal():
             whole[key] = int(text)
@@ -153,6 +163,7 @@ def _row(cells: dict[str, str], path: Path, line: int, found: list[Violation]) -
             prefill_ms=real["prefill_ms"],
             prompt_tokens=whole["prompt_tokens"],
             decode_step_ms=real["decode_step_ms"],
+            layers=whole["layers"],
             memory_bytes=gib_to_bytes(real["memory_gib"] or 0.0),
             load_s=real["load_s"] or 0.0,
             source=cells["source"],

@@ -23,7 +23,7 @@ from epara_opt.domain.category import Scale, is_timely
 from epara_opt.domain.performance import Performance, configurations, evaluate
 from epara_opt.errors import NoPlanError
 from epara_opt.formulation.program import FloatArray
-from epara_opt.placement import Flow, PlacedGroup, Placement, assemble, link_widths, without_idle
+from epara_opt.placement import Flow, PlacedGroup, Placement, assemble, link_reserved, link_widths, without_idle
 from epara_opt.plan import Plan, Stop
 from epara_opt.problem import Content, Edge, PlacementProblem, in_company
 from epara_opt.unserved import explain_unserved
@@ -65,21 +65,26 @@ def optimum(
     problem: PlacementProblem, *, max_placements: int = MAX_PLACEMENTS, deadline: float = math.inf
 ) -> tuple[float, Placement]:
     """The best objective there is, and a placement that reaches it. `deadline`: of time.monotonic()."""
-    layouts: list[list[tuple[PlacedGroup, ...]]] = []
-    for server in problem.topology.servers.values():
-        for pool in server.devices:
-            every = _layouts(problem, server.name, pool.type, pool.count)
-            layouts.append(list(itertools.islice(every, max_placements + 1)))  # one pool alone may have too many
-            num_placements = math.prod(map(len, layouts))
-            if num_placements > max_placements:
-                raise NoPlanError(f"brute force: expected at most {max_placements} placements, got {num_placements}+")
-    worth = {id(g): _worth(problem, g) for choices in layouts for layout in choices for g in layout}
+    worth: dict[int, list[tuple[str, float, float]]] = {}
     bounded: list[tuple[float, tuple[PlacedGroup, ...]]] = []
-    for choice in itertools.product(*layouts):
-        groups = tuple(g for layout in choice for g in layout)
-        if not _within_moves(problem, groups):
-            continue
-        bounded.append((_upper_bound(problem, groups, worth), groups))
+    known: dict[tuple[str, str, int], list[tuple[PlacedGroup, ...]]] = {}
+    num_placements = 0
+    for chains, left in _chain_sets(problem):
+        layouts: list[list[tuple[PlacedGroup, ...]]] = []
+        for (server, device_type), count in left.items():
+            key = (server, device_type, count)
+            if key not in known:
+                every = _layouts(problem, *key)
+                known[key] = list(itertools.islice(every, max_placements + 1))  # one pool alone may have too many
+            layouts.append(known[key])
+        num_placements += math.prod(map(len, layouts))
+        if num_placements > max_placements:
+            raise NoPlanError(f"brute force: expected at most {max_placements} placements, got {num_placements}+")
+        for choice in itertools.product(*layouts):
+            groups = (*chains, *(g for layout in choice for g in layout))
+            worth |= {id(g): _worth(problem, g) for g in groups if id(g) not in worth}
+            if _within_moves(problem, groups):
+                bounded.append((_upper_bound(problem, groups, worth), groups))
     bounded.sort(key=lambda bg: -bg[0])
     best, placement = 0.0, Placement(groups=(), flows=())
     for bound, groups in bounded:
@@ -91,6 +96,32 @@ def optimum(
         if reached > best:
             best, placement = reached, Placement(groups=groups, flows=flows)
     return best, without_idle(placement)
+
+
+def _chain_sets(
+    problem: PlacementProblem,
+) -> Iterator[tuple[tuple[PlacedGroup, ...], dict[tuple[str, str], int]]]:
+    """Every multiset of chains over several servers that devices and links allow, and the devices that it leaves."""
+    options = [
+        PlacedGroup(server=c.stages[0].server, content=c, resident=r)
+        for c in problem.chains.contents
+        for r in (None, *(r for r in problem.residents if r.holds(c, c.stages[0].server)))
+    ]
+    widths = link_widths(problem.topology)
+
+    def extend(
+        first: int, left: dict[tuple[str, str], int], chosen: tuple[PlacedGroup, ...]
+    ) -> Iterator[tuple[tuple[PlacedGroup, ...], dict[tuple[str, str], int]]]:
+        yield chosen, left
+        for index in range(first, len(options)):
+            option = options[index]
+            fewer = {pool: count - option.pools.get(pool, 0) for pool, count in left.items()}
+            again = option.resident is not None and option.resident in [g.resident for g in chosen]
+            kept = link_reserved((*chosen, option))
+            if min(fewer.values()) >= 0 and not again and all(load <= widths[hop] for hop, load in kept.items()):
+                yield from extend(index, fewer, (*chosen, option))
+
+    yield from extend(0, {(s.name, p.type): p.count for s in problem.topology.servers.values() for p in s.devices}, ())
 
 
 def _layouts(problem: PlacementProblem, server: str, device_type: str, count: int) -> Iterator[tuple[PlacedGroup, ...]]:
@@ -126,7 +157,7 @@ def _groups(problem: PlacementProblem, server: str, device_type: str) -> list[Pl
         found.extend(
             PlacedGroup(server=server, content=content, resident=r)
             for r in problem.residents
-            if (r.server, r.device_type, r.tp, r.pp) == (server, device_type, content.tp, content.pp)
+            if (r.server, r.device_type, r.tp, r.pp, r.stages) == (server, device_type, content.tp, content.pp, ())
             and r.services & content.services
         )
     return found
@@ -237,12 +268,13 @@ def _route(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> tuple[fl
     if not arcs:
         return 0.0, ()
     limits: dict[object, tuple[float, dict[int, float]]] = {}  # law to limit and use per arc
-    widths = link_widths(problem.topology)
+    widths, kept = link_widths(problem.topology), link_reserved(groups)
     for i, (e, index, seconds, _) in enumerate(arcs):
         limits.setdefault(index, (1.0, {}))[1][i] = seconds
         limits.setdefault(("demand", e.service, e.origin), (problem.offered[e.service, e.origin], {}))[1][i] = 1.0
         for hop, load in problem.link_loads(e):
-            limits.setdefault(("link", hop), (1.0, {}))[1][i] = load / widths[hop]
+            room = max(0.0, 1.0 - kept.get(hop, 0.0) / widths[hop])
+            limits.setdefault(("link", hop), (room, {}))[1][i] = load / widths[hop]
     a = np.zeros((len(limits), len(arcs)))
     for row, (_, uses) in enumerate(limits.values()):
         for i, amount in uses.items():

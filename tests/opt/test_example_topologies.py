@@ -50,6 +50,7 @@ def test_every_service_of_every_example_can_be_served_somewhere(path: Path) -> N
     assert not any(problem.misfits.values())
     assert {(e.service, e.origin) for e in problem.edges} == {(d.service, d.origin) for d in problem.demand}
     placed = {s for contents in problem.contents.values() for c in contents for s in c.services}
+    placed |= {s for c in problem.chains.contents for s in c.services}
     assert placed == {d.service for d in problem.demand}
 
 
@@ -133,3 +134,10 @@ def test_no_curve_mixes_two_sources() -> None:
         system = file.rsplit("/", 1)[0] if file.startswith("mlcommons/") else file
         systems.setdefault((row.model, row.device_type, row.tp, row.pp), set()).add(system)
     assert {k: v for k, v in systems.items() if len(v) > 1} == {}
+
+
+def test_the_neighbours_share_a_model_that_none_of_them_holds() -> None:
+    problem = problem_of(FOLDER / "neighbours.yaml")
+    assert problem.chains.services == {"guide-30b"}
+    assert {len(c.stages) for c in problem.chains.contents} == {2, 3}
+    assert {s.device_type for c in problem.chains.contents for s in c.stages} == {"l4", "t4"}

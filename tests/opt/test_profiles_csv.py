@@ -90,6 +90,23 @@ def test_appending_keeps_what_was_there_and_one_header() -> None:
     assert [r.batch for r in read_profiles([path]).rows] == [1, 2]
 
 
+def test_slices_are_kept_apart_and_read_back_equal() -> None:
+    rows = [row(), row(layers=4, latency_ms=2.0), row(layers=8, latency_ms=4.0)]
+    write_profiles(rows, Path("p.csv"))
+    write_profiles([row(layers=8, batch=2, latency_ms=6.0)], Path("p.csv"), append=True)
+    found = read_profiles([Path("p.csv")])
+    assert [r.layers for r in found.rows] == [None, 4, 8, 8]
+    assert set(found.shapes("seg", "gpu")) == {(1, 1)}
+    assert found.slices["seg", "gpu", 1][8].latency_ms.x == (1, 2)
+
+
+def test_a_slice_of_several_stages_is_told() -> None:
+    header = f"{HEADER},layers"
+    assert errors(put("seg,gpu,1,2,1,1,10,,,,,1.5,2,measured,4\n", header)) == [
+        "p.csv:2: layers: expected for pp 1 alone: a slice is one stage, got 2"
+    ]
+
+
 def test_several_files_make_one_catalogue() -> None:
     write_profiles([row()], Path("a.csv"))
     write_profiles([row(device_type="cpu")], Path("b.csv"))

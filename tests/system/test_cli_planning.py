@@ -76,3 +76,22 @@ GRAPHML = """<?xml version="1.0" encoding="utf-8"?>
   </graph>
 </graphml>
 """
+
+
+def test_an_edge_with_chains_is_planned_certified_and_never_applied(epara):
+    """A plan over several servers passes checker and certificate; apply and run refuse it and say why."""
+    edge = EXAMPLES / "neighbours.yaml"
+    assert epara("plan", edge, "--time-limit", 10, "--out", "plan.json").code == 0
+    plan = json.loads((epara.folder / "plan.json").read_text())
+    jsonschema.validate(plan, epara("schema", "plan").json)
+    chained = [r for r in plan["replicas"] if r["stages"]]
+    assert {r["service"] for r in chained} == {"guide-30b"}
+    assert all(len({s["server"] for s in r["stages"]}) > 1 for r in chained)
+    certified = epara("plan", edge, "--certify", "plan.json", "--json").json
+    assert certified["certified_bound"] >= plan["objective"] * (1 - 1e-6)
+    done = epara("apply", edge, "plan.json", "--json")
+    assert done.code == 2
+    assert done.json["error"]["violations"][0]["path"] == f"plan.replicas.{chained[0]['id']}.stages"
+    done = epara("run", edge, "--store", "store", "--json")
+    assert done.code == 2
+    assert done.json["error"]["violations"][0]["path"] == "rules.across_servers"

@@ -250,6 +250,8 @@ def _classes(problem: PlacementProblem, pools: Sequence[tuple[str, str]]) -> tup
     """Residents that are alike (same pool, shape and services), in the order of pools."""
     alike: dict[tuple[str, str], dict[tuple[int, int, tuple[str, ...]], list[Resident]]] = {}
     for r in problem.residents:
+        if r.stages:
+            continue  # a chain over several servers is no column of a pool
         alike.setdefault((r.server, r.device_type), {}).setdefault((r.tp, r.pp, tuple(sorted(r.services))), []).append(
             r
         )

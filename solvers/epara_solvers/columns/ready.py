@@ -13,6 +13,7 @@ import numpy as np
 from epara_solvers.columns import packing
 from epara_solvers.columns.arrays import ground_of
 from epara_solvers.columns.engine import Budget, solve
+from epara_solvers.columns.pools import pool_values
 
 from epara_opt.domain.profile import ProfileCatalogue, ProfileRow
 from epara_opt.domain.service import Demand, Model, RequestShape, Sensitivity, Service, Task
@@ -25,7 +26,8 @@ from epara_opt.units import GIB
 def make_ready() -> None:
     """Run every kernel once on an edge of two servers. Once per process."""
     ground = ground_of(build_problem(_edge(), _catalogue(), rules=PlanningRules()))
-    solve(ground, Budget(steps=10, rounds=4), threads=1)
+    found = solve(ground, Budget(steps=10, rounds=4), threads=1)
+    pool_values(ground, found.prices)
     packed = packing.empty_packing(ground.arrays)
     edges = np.zeros(1, dtype=np.int64)
     packing.put(ground.arrays, packed, 0, 0, edges, edges, np.ones(1))

@@ -22,6 +22,7 @@ from epara_solvers.columns.arrays import Ground, ground_of
 from epara_solvers.columns.dual import Priced, Pricer, Prices
 from epara_solvers.columns.engine import Budget, Solved, solve
 from epara_solvers.columns.search import Repacker, placement_of
+from epara_solvers.planners.chained import SolvedWithChains, solve_with_chains
 from epara_solvers.planners.exact import ExactPlanner, all_served
 from epara_solvers.planners.spread import spread
 
@@ -81,6 +82,19 @@ class ColumnPlanner:
         prices: Mapping[str, float] | None = None
         if not problem.demand:
             placement, stop, bound = Placement(groups=(), flows=()), Stop.NO_DEMAND, 0.0
+        elif problem.chains.contents:
+            found = self._with_chains(ground, left_s(), in_force)
+            placement = within_moves(problem, found.placement)
+            prices = None if found.priced is None else scarcity_prices(ground, found.priced_chains.prices, found.priced)
+            certificate = found.priced_chains.certificate(problem, ground.table.link_ends)
+            bound = min(certificate.bound, all_served(problem))
+            stop = self._stop(value(problem, placement), bound)
+            open_ = stop is Stop.TIME_LIMIT or (stop is Stop.GAP_LIMIT and self._gap <= CONVERGED)
+            if open_ and self._is_small(ground) and left_s() > RESERVE_S:
+                placement, stop, bound, notes = self._finish(problem, placement, bound, left_s())
+            bound = max(bound, value(problem, placement))
+            if ground.num_servers <= SPREAD_SERVERS:
+                placement = spread(problem, placement, time_is_up=lambda: left_s() + spread_s <= 0.0)
         elif not len(ground.arrays.column_content):
             placement, stop, bound = Placement(groups=(), flows=()), Stop.OPTIMAL, 0.0
             certificate = certificate_of(problem, {}, {}, bound=0.0)
@@ -136,8 +150,22 @@ class ColumnPlanner:
         stays = within_moves(problem, placement_of(ground, search.packing))
         return max(kept, stays, key=lambda placement: value(problem, placement))
 
+    def _with_chains(self, ground: Ground, left_s: float, in_force: Plan | None) -> SolvedWithChains:
+        small = self._is_small(ground)
+        return solve_with_chains(
+            ground,
+            self._budget or Budget(time_limit_s=self._engine_s(ground, left_s)),
+            seed=self._seed,
+            threads=self._threads,
+            start=prices_of(ground, in_force),
+            in_force=in_force,
+            gap=self._gap,
+            can_try=not small,
+        )
+
     def _is_small(self, ground: Ground) -> bool:
-        return self._exact is not None and len(ground.arrays.column_content) <= EXACT_COLUMNS
+        columns = len(ground.arrays.column_content) + len(ground.problem.chains.contents)
+        return self._exact is not None and columns <= EXACT_COLUMNS
 
     def _engine_s(self, ground: Ground, left_s: float) -> float:
         if not self._is_small(ground):

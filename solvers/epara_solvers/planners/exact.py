@@ -22,6 +22,7 @@ from epara_opt.placement import Placement, assemble, served, value
 from epara_opt.plan import Plan, Stop
 from epara_opt.problem import PlacementProblem
 from epara_opt.unserved import explain_unserved
+from epara_solvers.planners.chains import with_chains
 from epara_solvers.planners.greedy import greedy, repack
 from epara_solvers.planners.options import Ground
 from epara_solvers.planners.spread import spread
@@ -148,7 +149,7 @@ class ExactPlanner:
         repack(
             best, time_is_up=time_is_up, rng=np.random.default_rng(SEED), patience=PATIENCE_PER_SITE * len(ground.sites)
         )
-        return best.placement()
+        return with_chains(problem, best.placement(), time_is_up=time_is_up)
 
     def _searched(
         self, problem: PlacementProblem, encoded: Encoded, incumbent: Placement, time_limit_s: float

@@ -31,6 +31,7 @@ from epara_opt.plan import Plan, Stop
 from epara_opt.problem import PlacementProblem
 from epara_opt.unserved import explain_unserved
 from epara_solvers.planners.board import Board, Move
+from epara_solvers.planners.chains import with_chains
 from epara_solvers.planners.options import Ground, Site
 from epara_solvers.planners.spread import spread
 
@@ -144,6 +145,7 @@ class GreedyPlanner:
 
         if problem.demand:
             placement = greedy(Ground.of(problem), per_device=self._per_device, time_is_up=time_is_up).placement()
+            placement = with_chains(problem, placement, time_is_up=time_is_up)
             stop = Stop.TIME_LIMIT if late else Stop.HEURISTIC
             placement = spread(problem, placement, time_is_up=time_is_up)
         else:

@@ -172,7 +172,7 @@ def _site(
         if table is None:
             continue
         first, useful = _reach(table, slack, before, starts, ends, pool.count)
-        held = [r for r in problem.residents if r.server == server and r.device_type == pool.type]
+        held = [r for r in problem.residents if (r.server, r.device_type) == (server, pool.type) and not r.stages]
         for resident in (None, *held):
             made = _options(problem, pool.type, table, first, ends, useful, resident)
             if made.contents:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from epara_opt.placement import Flow, PlacedGroup, Placement, link_use, link_widths, tenant_of
+from epara_opt.placement import Flow, PlacedGroup, Placement, link_reserved, link_use, link_widths, tenant_of
 from epara_opt.problem import Content, Edge, PlacementProblem
 
 ENOUGH = 1e-4  # improvement of the measure below which a replica is not worth its memory
@@ -74,8 +74,9 @@ class _Links:
     def __init__(self, problem: PlacementProblem, placement: Placement) -> None:
         self._problem = problem
         self._left = link_widths(problem.topology)
-        for hop, load in link_use(problem, placement.flows).items():
-            self._left[hop] -= load
+        for used in (link_use(problem, placement.flows), link_reserved(placement.groups)):
+            for hop, load in used.items():
+                self._left[hop] -= load
 
     def more(self, placement: Placement, shift: _Shift) -> dict[tuple[str, str], float]:
         """Bytes per second that a shift adds to each link; less than 0 where it takes load off."""
@@ -100,7 +101,9 @@ def _free_devices(problem: PlacementProblem, placement: Placement) -> dict[tuple
     hosts = sorted(problem.table.servers)  # those that stand and can be reached
     free = {(s, p.type): p.count for s in hosts for p in problem.topology.servers[s].devices}
     for group in placement.groups:
-        free[group.server, group.content.device_type] -= group.content.num_devices
+        for pool, number in group.pools.items():
+            if pool in free:
+                free[pool] -= number
     return free
 
 
