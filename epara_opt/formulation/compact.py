@@ -385,12 +385,13 @@ def _edge_uses(
 ) -> list[EdgeUse]:
     usable = reach.edges[reach.first(supply[0].response_ms) :]
     per_device: dict[str, float] = {}
-    for s in supply:
+    by_chains = sum(s.work_per_s * s.column.max_groups for s in supply if s.column.content.stages)
+    for s in (s for s in supply if not s.column.content.stages):
         content = s.column.content
         best = per_device.get(content.device_type, 0.0)
         per_device[content.device_type] = max(best, s.work_per_s / content.num_devices)
     pools = problem.topology.servers[supply[0].column.server].devices
-    most = sum(p.count * per_device.get(p.type, 0.0) for p in pools)
+    most = by_chains + sum(p.count * per_device.get(p.type, 0.0) for p in pools)
     found: list[EdgeUse] = []
     for i, edge in enumerate(usable):
         offered = problem.offered[edge.service, edge.origin]
