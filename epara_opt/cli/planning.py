@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -106,11 +107,15 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """Place the services of TOPOLOGY: a checked plan with a proven bound, and reasons for what is not served."""
+    from epara_opt.errors import InputError, Violation
     from epara_opt.problem import build_problem
     from epara_opt.report.terminal import plan_view
     from epara_opt.topology import load_topology
 
     require_writable(out)
+    if not math.isfinite(time_limit):
+        law = "expected a finite number of seconds; a plan that is proved optimal ends sooner by itself"
+        raise InputError(Violation(path="--time-limit", law=law, value=str(time_limit)))
     loaded = load_topology(topology)
     rules = loaded.rules if max_tenants is None else replace(loaded.rules, max_tenants=max_tenants)
     in_force = read_plan(previous) if previous else None

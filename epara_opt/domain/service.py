@@ -101,6 +101,9 @@ class Service:
         for key in ("weight", "slo_ms", "ttft_ms", "tpot_ms", "fps", "frame_deadline_ms"):
             value = getattr(self, key)
             need(value is None or (math.isfinite(value) and value > 0), key, "expected a finite number > 0", value)
+        law = f"expected at most {MOST_WEIGHT:g} and at least {1 / MOST_WEIGHT:g}: weights only compare services"
+        in_reach = not math.isfinite(self.weight) or self.weight <= 0 or 1 / MOST_WEIGHT <= self.weight <= MOST_WEIGHT
+        need(in_reach, "weight", law, self.weight)
         generates = self.model.task is Task.TEXT_GENERATION
         if self.sensitivity is Sensitivity.LATENCY:
             by_token = self.ttft_ms is not None or self.tpot_ms is not None
@@ -152,6 +155,7 @@ class Service:
         return "streams" if self.is_stream else "requests/s"
 
 
+MOST_WEIGHT = 1e15  # and its inverse: products of larger ones with demand and prices leave the range of floats
 MOST_OFFERED = 1e7  # planners take a billionth of a demand for nothing: of more than this that would be real work
 
 

@@ -219,6 +219,12 @@ def test_numbers_that_are_none_are_refused_where_they_enter(value: float) -> Non
             make()
 
 
+@pytest.mark.parametrize("weight", [1e16, 1e300, 1e-16, 1e-300])
+def test_weights_beyond_all_comparison_are_refused(weight: float) -> None:
+    with pytest.raises(InputError, match=r"services.a.weight: expected at most 1e\+15 and at least 1e-15"):
+        service("a", weight=weight)
+
+
 def test_a_demand_that_no_edge_could_see_is_refused_with_a_question() -> None:
     with pytest.raises(InputError, match=r"at most 1e\+07 .*; is the unit right\?"):
         Demand(service="a", origin="s0", offered=1e12)

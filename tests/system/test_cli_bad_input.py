@@ -460,3 +460,48 @@ def test_success_is_json_where_json_is_asked_for(epara, edge):
         assert done.code == 0
         assert done.json
         assert done.err == ""
+
+
+# Hostile numbers
+
+
+@pytest.mark.parametrize(
+    ("number", "law"),
+    [
+        (".nan", "expected a number that is finite"),
+        (".inf", "expected a number that is finite"),
+        ("1.0e+400", "expected a number that is finite"),
+        ("1e400", "expected a number; write 1.0e+400"),
+        ("1.0e+300", "expected at most 1e+07 of a service at one server; is the unit right?"),
+    ],
+)
+def test_rates_that_no_edge_could_see_are_refused_by_line(epara, edge, number, law):
+    path = edge(replace=("rate_per_s: 5", f"rate_per_s: {number}"))
+    for v in refused_topology(epara, path):
+        assert v["law"] == law
+        assert v["line"]
+
+
+def test_a_weight_beyond_all_comparison_is_refused(epara, edge):
+    """It once left the range of a solver's floats and ended in a traceback."""
+    path = edge(replace=("slo_ms: 200", "slo_ms: 200\n  weight: 1.0e+300"))
+    where, law, value, _ = only(refused_topology(epara, path))
+    assert (where, value) == ("services.label.weight", "1e+300")
+    assert law == "expected at most 1e+15 and at least 1e-15: weights only compare services"
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf"])
+def test_a_time_limit_that_is_none_is_refused(epara, edge, limit):
+    path = edge()
+    with unchanged(epara):
+        done = epara("plan", path.name, "--time-limit", limit, "--out", "plan.json", "--json")
+    assert done.code == BAD_INPUT
+    assert "time-limit" in done.json["error"]["message"]
+
+
+def test_an_edge_whose_services_were_never_measured_is_planned_with_reasons(epara, edge):
+    path = edge(lambda d: d["services"][0]["model"].update(source="m/unknown"))
+    done = epara("plan", path.name, "--time-limit", "1", "--json")
+    assert done.code == 0
+    assert done.json["replicas"] == []
+    assert {u["code"] for u in done.json["unserved"]} == {"no_profile"}

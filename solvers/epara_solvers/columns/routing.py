@@ -140,6 +140,8 @@ def _best(a: Arrays, s: Packing, ways: _Ways, time_limit_s: float) -> F64 | None
         ([len(group) for group in ways.slots], np.maximum(0.0, s.demand_left[demands]) / a.offered[demands])
     )
     every = np.arange(num_ways)
+    objective = ways.worth * scale
+    objective /= objective.max()  # tolerances on reduced costs are absolute, and weights may be of any size
     used = np.zeros(len(a.link_width), dtype=np.bool_)
     used[ways.hop] = True
     is_row = used & (s.link_left <= (1.0 - FULL) * a.link_width)
@@ -156,7 +158,7 @@ def _best(a: Arrays, s: Packing, ways: _Ways, time_limit_s: float) -> F64 | None
         hops = np.flatnonzero(is_row[ways.hop] & (ways.hop_bytes > 0.0))
         hop, way = ways.hop[hops], ways.hop_way[hops]
         work = _simplex(
-            objective=ways.worth * scale,
+            objective=objective,
             row=np.concatenate((ways.row, num_groups + demand_row, num_groups + len(demands) + link_row[hop])),
             column=np.concatenate((every, every, way)),
             coefficient=np.concatenate(
