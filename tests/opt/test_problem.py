@@ -212,7 +212,7 @@ def test_groups_in_force_are_residents_where_their_servers_and_devices_still_sta
     [
         ("max_utilization", 0.0, r"in \(0, 1\]"),
         ("max_tenants", 0, ">= 1"),
-        ("horizon_s", 0.0, "> 0"),
+        ("horizon_s", 0.0, "a finite number > 0"),
         ("max_moves", -1, ">= 0"),
     ],
 )
