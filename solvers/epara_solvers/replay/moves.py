@@ -73,6 +73,29 @@ def stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng):
 
 
 @njit(cache=True, nogil=True)
+def dropped(g, hosts, rng):
+    """Drop one of the group's models at random; False where it has none."""
+    m = below(rng, hosts.shape[1])
+    for _ in range(hosts.shape[1]):
+        if hosts[g, m]:
+            hosts[g, m] = False
+            return True
+        m = (m + 1) % hosts.shape[1]
+    return False
+
+
+@njit(cache=True, nogil=True)
+def refit(g, shape, hosts, weight_bytes, memory_bytes, load, rng):
+    """Make a group of a new shape fit: filled up, as it is, or with a model or a few less."""
+    trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
+    pick = unit(rng)
+    if pick < 0.4:
+        stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+    while pick > 0.6 and unit(rng) < 0.7 and dropped(g, hosts, rng):
+        pass
+
+
+@njit(cache=True, nogil=True)
 def most_lost(lost, rng):
     """A model that loses many requests: the worst of three drawn at random."""
     m = below(rng, len(lost))
@@ -109,12 +132,7 @@ def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost,
             if unit(rng) < 0.15:
                 stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
     elif pick < 0.6:  # one less: what is held less is served sooner
-        m = below(rng, num_models)
-        for _ in range(num_models):
-            if hosts[g, m]:
-                hosts[g, m] = False
-                break
-            m = (m + 1) % num_models
+        dropped(g, hosts, rng)
     elif pick < 0.78:  # exchange between two groups
         h = live[below(rng, len(live))]
         m, o = below(rng, num_models), below(rng, num_models)
@@ -131,8 +149,7 @@ def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost,
                 shape[g] = s
                 break
             s = (s + 1) % len(shape_devices)
-        trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-        stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+        refit(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
     elif pick < 0.94:  # two groups of one size become one
         h = live[below(rng, len(live))]
         size = shape_devices[shape[g]]
@@ -144,8 +161,7 @@ def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost,
                 for m in range(num_models):
                     hosts[g, m] = hosts[g, m] or hosts[h, m]
                     hosts[h, m] = False
-                trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+                refit(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
                 break
             s = (s + 1) % len(shape_devices)
     else:  # one becomes two of half the size
@@ -159,9 +175,7 @@ def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost,
                 shape[h] = s
                 for m in range(num_models):
                     hosts[h, m] = hosts[g, m]
-                trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-                trim(h, shape, hosts, weight_bytes, memory_bytes, rng)
-                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
-                stuff(h, shape, hosts, weight_bytes, memory_bytes, load, rng)
+                refit(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
+                refit(h, shape, hosts, weight_bytes, memory_bytes, load, rng)
                 break
             s = (s + 1) % len(shape_devices)
