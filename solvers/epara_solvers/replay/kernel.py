@@ -1,6 +1,9 @@
 # pyright: basic
 # Kernels have no annotations: numba infers the types of what it is given.
-"""The replay in compiled code, and simulated annealing around it. See replay.instance for what it means."""
+"""The replay in compiled code. See replay.instance for what it means.
+
+Indices of the inner loop are unsigned: numba then leaves out the test for negative ones.
+"""
 
 from __future__ import annotations
 
@@ -9,265 +12,81 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, least, served):
-    """Requests served in time, in all; per model into served (M,). -1 once it cannot be `least` any more.
+def index(shape, hosts, holders, count):
+    """Where each model is: groups into holders (M, G) in order, how many into count (M,).
 
     shape: (G,) index of each group's shape, -1 where there is no group; hosts: (G, M) whether it holds the model.
     """
     num_groups, num_models = hosts.shape
-    holders = np.zeros((num_models, num_groups), dtype=np.int64)
-    count = np.zeros(num_models, dtype=np.int64)
+    count[:] = 0
     for g in range(num_groups):
-        if shape[g] < 0:
-            continue
-        for m in range(num_models):
-            if hosts[g, m]:
-                holders[m, count[m]] = g
-                count[m] += 1
-    most = stage_s.shape[2]
-    clock = np.zeros((num_groups, most))
-    finish = np.zeros(most)
-    served[:] = 0
-    good = 0
-    for i in range(len(at_s)):
+        if shape[g] >= 0:
+            for m in range(num_models):
+                if hosts[g, m]:
+                    holders[m, count[m]] = g
+                    count[m] += 1
+
+
+@njit(cache=True, nogil=True)
+def advance(at_s, model, first, end, shape, holders, count, clock, stage_s, num_stages, slo_s, overhead_s, lost):
+    """Replay arrivals [first, end) from and into clock; returns how many are lost, per model added to lost (M,).
+
+    clock: (G, K + 1) when each stage is free, and in the last column when the last stage is; stage_s: (S, M, K).
+    """
+    bad = 0
+    ready = clock.shape[1] - 1
+    for i in range(first, end):
         m = model[i]
-        if count[m] == 0:
-            if good + len(at_s) - i - 1 < least:
-                return -1
+        at = at_s[i]
+        n = count[m]
+        if n == 0:
+            bad += 1
+            lost[m] += 1
             continue
         g = holders[m, 0]
-        last = num_stages[shape[g]] - 1
-        soonest = clock[g, last]
-        for j in range(1, count[m]):
+        soonest = clock[g, ready]
+        for j in range(np.uint32(1), n):
             other = holders[m, j]
-            other_last = num_stages[shape[other]] - 1
-            if clock[other, other_last] < soonest:
-                soonest = clock[other, other_last]
-                g = other
-        stages = num_stages[shape[g]]
-        now = at_s[i]
-        for k in range(stages):
-            if clock[g, k] > now:
-                now = clock[g, k]
-            now += stage_s[m, shape[g], k]
-            finish[k] = now
-        if now + overhead_s - at_s[i] <= slo_s[m]:
-            good += 1
-            served[m] += 1
+            free = clock[other, ready]
+            closer = free < soonest
+            g = other if closer else g
+            soonest = free if closer else soonest
+        s = shape[g]
+        stages = num_stages[s]
+        # The last stage alone often says no; rounding is monotone, so it never says more than the whole would.
+        now = (soonest if soonest > at else at) + stage_s[s, m, stages - 1]
+        if now + overhead_s - at <= slo_s[m]:
+            now = at
             for k in range(stages):
-                clock[g, k] = finish[k]
-        elif good + len(at_s) - i - 1 < least:
-            return -1
-    return good
-
-
-@njit(cache=True, nogil=True)
-def unit(rng):
-    """Uniform in [0, 1); rng: (1,) uint64 state of splitmix64."""
-    rng[0] += np.uint64(0x9E3779B97F4A7C15)
-    z = rng[0]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-
-
-@njit(cache=True, nogil=True)
-def below(rng, n):
-    return min(np.int64(unit(rng) * n), n - 1)
-
-
-@njit(cache=True, nogil=True)
-def held_bytes(g, shape, hosts, weight_bytes):
-    total = 0.0
-    for m in range(hosts.shape[1]):
-        if hosts[g, m]:
-            total += weight_bytes[m, shape[g]]
-    return total
-
-
-@njit(cache=True, nogil=True)
-def trim(g, shape, hosts, weight_bytes, memory_bytes, rng):
-    """Drop models at random until the group fits; first those that cannot run in its shape."""
-    for m in range(hosts.shape[1]):
-        if hosts[g, m] and not np.isfinite(weight_bytes[m, shape[g]]):
-            hosts[g, m] = False
-    while held_bytes(g, shape, hosts, weight_bytes) > memory_bytes:
-        m = below(rng, hosts.shape[1])
-        for _ in range(hosts.shape[1]):
-            if hosts[g, m]:
-                break
-            m = (m + 1) % hosts.shape[1]
-        hosts[g, m] = False
-
-
-@njit(cache=True, nogil=True)
-def stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng):
-    """Add models while some fit, by load per holder and some chance. A replica that fits costs nothing."""
-    num_groups, num_models = hosts.shape
-    used = held_bytes(g, shape, hosts, weight_bytes)
-    while True:
-        best, best_score = -1, 0.0
-        for m in range(num_models):
-            if hosts[g, m] or not used + weight_bytes[m, shape[g]] <= memory_bytes:
+                free = clock[g, k]
+                now = (free if free > now else now) + stage_s[s, m, k]
+            if now + overhead_s - at <= slo_s[m]:
+                clock[g, ready] = now
+                now = at
+                for k in range(stages):
+                    free = clock[g, k]
+                    now = (free if free > now else now) + stage_s[s, m, k]
+                    clock[g, k] = now
                 continue
-            holders = 0
-            for h in range(num_groups):
-                holders += shape[h] >= 0 and hosts[h, m]
-            score = load[m] / (1.0 + holders) * (0.3 + unit(rng))
-            if score > best_score:
-                best, best_score = m, score
-        if best < 0:
-            return
-        hosts[g, best] = True
-        used += weight_bytes[best, shape[g]]
+        bad += 1
+        lost[m] += 1
+    return bad
 
 
 @njit(cache=True, nogil=True)
-def most_lost(lost, rng):
-    """A model that loses many requests: the worst of three drawn at random."""
-    m = below(rng, len(lost))
-    for _ in range(3):
-        other = below(rng, len(lost))
-        if lost[other] > lost[m]:
-            m = other
-    return m
-
-
-@njit(cache=True, nogil=True)
-def propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost, rng):
-    """Change a placement in place: models of one group or two, a group's shape, two groups into one or one into two."""
-    num_models = hosts.shape[1]
-    live = np.flatnonzero(shape >= 0)
-    g = live[below(rng, len(live))]
-    pick = unit(rng)
-    if pick < 0.3:  # another model for one that it holds
-        m = below(rng, num_models)
-        for _ in range(num_models):
-            if hosts[g, m]:
-                break
-            m = (m + 1) % num_models
-        o = most_lost(lost, rng) if unit(rng) < 0.6 else below(rng, num_models)
-        if hosts[g, m] and not hosts[g, o]:
-            room = memory_bytes - held_bytes(g, shape, hosts, weight_bytes) + weight_bytes[m, shape[g]]
-            if weight_bytes[o, shape[g]] <= room:
-                hosts[g, m], hosts[g, o] = False, True
-    elif pick < 0.47:  # one more; what must go for it goes at random
-        o = most_lost(lost, rng) if unit(rng) < 0.6 else below(rng, num_models)
-        if not hosts[g, o] and weight_bytes[o, shape[g]] <= memory_bytes:
-            trim(g, shape, hosts, weight_bytes, memory_bytes - weight_bytes[o, shape[g]], rng)
-            hosts[g, o] = True
-            if unit(rng) < 0.15:
-                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
-    elif pick < 0.6:  # one less: what is held less is served sooner
-        m = below(rng, num_models)
-        for _ in range(num_models):
-            if hosts[g, m]:
-                hosts[g, m] = False
-                break
-            m = (m + 1) % num_models
-    elif pick < 0.78:  # exchange between two groups
-        h = live[below(rng, len(live))]
-        m, o = below(rng, num_models), below(rng, num_models)
-        if h != g and hosts[g, m] and hosts[h, o] and not hosts[g, o] and not hosts[h, m]:
-            hosts[g, m], hosts[h, o], hosts[g, o], hosts[h, m] = False, False, True, True
-        elif h != g and hosts[g, m] and not hosts[h, m]:
-            hosts[g, m], hosts[h, m] = False, True
-        trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-        trim(h, shape, hosts, weight_bytes, memory_bytes, rng)
-    elif pick < 0.88:  # another shape of as many devices
-        s = below(rng, len(shape_devices))
-        for _ in range(len(shape_devices)):
-            if s != shape[g] and shape_devices[s] == shape_devices[shape[g]]:
-                shape[g] = s
-                break
-            s = (s + 1) % len(shape_devices)
-        trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-        stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
-    elif pick < 0.94:  # two groups of one size become one
-        h = live[below(rng, len(live))]
-        size = shape_devices[shape[g]]
-        s = below(rng, len(shape_devices))
-        for _ in range(len(shape_devices)):
-            if h != g and shape_devices[shape[h]] == size and shape_devices[s] == 2 * size:
-                shape[g] = s
-                shape[h] = -1
-                for m in range(num_models):
-                    hosts[g, m] = hosts[g, m] or hosts[h, m]
-                    hosts[h, m] = False
-                trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
-                break
-            s = (s + 1) % len(shape_devices)
-    else:  # one becomes two of half the size
-        size = shape_devices[shape[g]]
-        free = np.flatnonzero(shape < 0)
-        s = below(rng, len(shape_devices))
-        for _ in range(len(shape_devices)):
-            if size > 1 and len(free) > 0 and 2 * shape_devices[s] == size:
-                h = free[0]
-                shape[g] = s
-                shape[h] = s
-                for m in range(num_models):
-                    hosts[h, m] = hosts[g, m]
-                trim(g, shape, hosts, weight_bytes, memory_bytes, rng)
-                trim(h, shape, hosts, weight_bytes, memory_bytes, rng)
-                stuff(g, shape, hosts, weight_bytes, memory_bytes, load, rng)
-                stuff(h, shape, hosts, weight_bytes, memory_bytes, load, rng)
-                break
-            s = (s + 1) % len(shape_devices)
-
-
-@njit(cache=True, nogil=True)
-def anneal(
-    steps,
-    hot,
-    cold,
-    at_s,
-    model,
-    shape,
-    hosts,
-    best_shape,
-    best_hosts,
-    stage_s,
-    num_stages,
-    shape_devices,
-    weight_bytes,
-    memory_bytes,
-    slo_s,
-    overhead_s,
-    load,
-    rng,
-):
-    """Simulated annealing from (shape, hosts), left at its end; the best into best_*. Returns the best's served.
-
-    hot, cold: temperatures at start and end, in requests.
-    """
-    served = np.zeros(hosts.shape[1], dtype=np.int64)
-    asked = np.zeros(hosts.shape[1], dtype=np.int64)
-    for m in model:
-        asked[m] += 1
-    here = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, 0, served)
-    lost = asked - served
-    best = here
-    best_shape[:] = shape
-    best_hosts[:] = hosts
-    old_shape, old_hosts = shape.copy(), hosts.copy()
-    for step in range(steps):
-        heat = hot * (cold / hot) ** (step / max(1, steps - 1))
-        old_shape[:] = shape
-        old_hosts[:] = hosts
-        propose(shape, hosts, shape_devices, weight_bytes, memory_bytes, load, lost, rng)
-        least = here + heat * np.log(unit(rng) + 1e-300)
-        there = replay(at_s, model, shape, hosts, stage_s, num_stages, slo_s, overhead_s, least, served)
-        if there >= least:
-            here = there
-            lost[:] = asked - served
-            if here > best:
-                best = here
-                best_shape[:] = shape
-                best_hosts[:] = hosts
-        else:
-            shape[:] = old_shape
-            hosts[:] = old_hosts
-    return best
+def replay(at_s, model, starts, shape, hosts, stage_s, num_stages, slo_s, overhead_s, lost):
+    """Requests lost in days that begin at `starts` (D + 1,), each with idle groups; per model into lost (M,)."""
+    num_groups, num_models = hosts.shape
+    holders = np.zeros((num_models, num_groups), dtype=np.uint32)
+    count = np.zeros(num_models, dtype=np.uint32)
+    index(shape, hosts, holders, count)
+    clock = np.zeros((num_groups, stage_s.shape[2] + 1))
+    lost[:] = 0
+    bad = 0
+    for d in range(len(starts) - 1):
+        clock[:] = 0.0
+        bad += advance(
+            at_s, model, starts[d], starts[d + 1], shape, holders, count, clock, stage_s, num_stages, slo_s, overhead_s,
+            lost,
+        )  # fmt: skip
+    return bad

@@ -103,7 +103,8 @@ def assert_fits(instance: Instance, groups: Sequence[Group]) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "DAY", 1_500)
+    for name, requests in (("POOL", 12_000), ("JUDGED", 12_000), ("FIRST", 1_500), ("SHORTEST", 1_500)):
+        monkeypatch.setattr(search_module, name, requests)
 
 
 @pytest.mark.usefixtures("quick")
