@@ -20,8 +20,12 @@ import numpy as np
 from epara_solvers.columns import packing as packed
 from epara_solvers.columns.arrays import F64, I64, Arrays, Ground
 from epara_solvers.columns.packing import NOTHING, Packing
-from ortools.math_opt import model_pb2
-from ortools.math_opt.python import mathopt
+
+try:
+    from ortools.math_opt import model_pb2
+    from ortools.math_opt.python import mathopt
+except ImportError:  # an extra of the planner: without it repacking alone chooses flows
+    model_pb2 = mathopt = None
 
 LINK_ROUNDS = 5  # solves with more and more links; what is over after the last is cut
 FULL = 0.9  # of its width: links used so far are rows from the start
@@ -53,7 +57,12 @@ class Router:
         self._slot_start = pool_slot[pool_start]  # (N + 1,)
 
     def improve(self, s: Packing, servers: I64, *, time_limit_s: float) -> float:
-        """Give the groups of these servers their best flows. Returns what they earn more; at 0 nothing has changed."""
+        """Give the groups of these servers their best flows. Returns what they earn more; at 0 nothing has changed.
+
+        Without OR-Tools nothing ever does.
+        """
+        if mathopt is None:
+            return 0.0
         a = self._arrays
         spans = [np.arange(int(self._slot_start[n]), int(self._slot_start[n + 1])) for n in servers]
         slots = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
@@ -183,6 +192,8 @@ def _simplex(*, objective: F64, row: I64, column: I64, coefficient: F64, upper: 
     place = row * len(objective) + column
     entries, at = np.unique(place, return_inverse=True)
     values = np.bincount(at, weights=coefficient)
+    if mathopt is None or model_pb2 is None:
+        return None
     proto = model_pb2.ModelProto()
     proto.variables.ids.extend(range(len(objective)))
     proto.variables.lower_bounds.extend([0.0] * len(objective))
