@@ -12,20 +12,14 @@ after another, 1.0 % after 5 s. At 100 x 60, 0.2 %.
 
 from __future__ import annotations
 
-import datetime
 import time
 from dataclasses import dataclass
 
 import numpy as np
 from epara_solvers.columns import packing as packed
+from epara_solvers.columns import simplex
 from epara_solvers.columns.arrays import F64, I64, Arrays, Ground
 from epara_solvers.columns.packing import NOTHING, Packing
-
-try:
-    from ortools.math_opt import model_pb2
-    from ortools.math_opt.python import mathopt
-except ImportError:  # an extra of the planner: without it repacking alone chooses flows
-    model_pb2 = mathopt = None
 
 LINK_ROUNDS = 5  # solves with more and more links; what is over after the last is cut
 FULL = 0.9  # of its width: links used so far are rows from the start
@@ -61,7 +55,7 @@ class Router:
 
         Without OR-Tools nothing ever does.
         """
-        if mathopt is None:
+        if not simplex.is_there():
             return 0.0
         a = self._arrays
         spans = [np.arange(int(self._slot_start[n]), int(self._slot_start[n + 1])) for n in servers]
@@ -166,7 +160,7 @@ def _best(a: Arrays, s: Packing, ways: _Ways, time_limit_s: float) -> F64 | None
         link_row[links] = np.arange(len(links))
         hops = np.flatnonzero(is_row[ways.hop] & (ways.hop_bytes > 0.0))
         hop, way = ways.hop[hops], ways.hop_way[hops]
-        work = _simplex(
+        work = simplex.maximum(
             objective=objective,
             row=np.concatenate((ways.row, num_groups + demand_row, num_groups + len(demands) + link_row[hop])),
             column=np.concatenate((every, every, way)),
@@ -185,35 +179,6 @@ def _best(a: Arrays, s: Packing, ways: _Ways, time_limit_s: float) -> F64 | None
             break
         is_row |= over
     return work
-
-
-def _simplex(*, objective: F64, row: I64, column: I64, coefficient: F64, upper: F64, time_limit_s: float) -> F64 | None:
-    """argmax objective x, A x <= upper, x >= 0, by GLOP. Entries of A may repeat; they add up."""
-    place = row * len(objective) + column
-    entries, at = np.unique(place, return_inverse=True)
-    values = np.bincount(at, weights=coefficient)
-    if mathopt is None or model_pb2 is None:
-        return None
-    proto = model_pb2.ModelProto()
-    proto.variables.ids.extend(range(len(objective)))
-    proto.variables.lower_bounds.extend([0.0] * len(objective))
-    proto.variables.upper_bounds.extend([np.inf] * len(objective))
-    proto.variables.integers.extend([False] * len(objective))
-    proto.objective.maximize = True
-    proto.objective.linear_coefficients.ids.extend(range(len(objective)))
-    proto.objective.linear_coefficients.values.extend(objective.tolist())
-    proto.linear_constraints.ids.extend(range(len(upper)))
-    proto.linear_constraints.lower_bounds.extend([-np.inf] * len(upper))
-    proto.linear_constraints.upper_bounds.extend(upper.tolist())
-    proto.linear_constraint_matrix.row_ids.extend((entries // len(objective)).tolist())
-    proto.linear_constraint_matrix.column_ids.extend((entries % len(objective)).tolist())
-    proto.linear_constraint_matrix.coefficients.extend(values.tolist())
-    model = mathopt.Model.from_model_proto(proto)
-    limit = datetime.timedelta(seconds=max(1e-3, time_limit_s))
-    result = mathopt.solve(model, mathopt.SolverType.GLOP, params=mathopt.SolveParameters(threads=1, time_limit=limit))
-    if not result.has_primal_feasible_solution():
-        return None
-    return np.array(result.variable_values(list(model.variables())), dtype=np.float64)
 
 
 def _write(a: Arrays, s: Packing, ways: _Ways, work: F64) -> None:
