@@ -5,7 +5,7 @@ placements that expect the same differ by a thousandth of the requests on 100,00
 drawn anew from the models' rates and coefficients of variation, as long as the recorded one (a day begins with idle
 groups, and a renewal process begins with a burst: both weigh more in short days). It begins with few requests and ends
 with the whole pool, the same for every candidate. That is paid for by races: a candidate is replayed chunk by chunk
-against the losses of the placement that it would replace, and most are given up after a few hundred requests.
+against the losses of the placement that it would replace, and most are given up early.
 
 The last placements of every chain are judged on further resampled days and the recorded one. Starts are uniform groups
 of every shape, stuffed with models by their load. Chains run side by side, one a thread.
