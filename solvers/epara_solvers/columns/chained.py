@@ -24,13 +24,13 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from epara_solvers.columns.arrays import F64, Ground
 from epara_solvers.columns.dual import Prices
 from epara_solvers.columns.pools import pool_values
 from epara_solvers.planners.chains import Offer, Room, add, offer
-from ortools.math_opt.python import mathopt
 
 from epara_opt.certify import certificate_of, chain_gains, rounded
 from epara_opt.formulation.compact import Column
@@ -38,6 +38,15 @@ from epara_opt.placement import Placement, link_reserved, link_use, link_widths
 from epara_opt.plan import Certificate
 from epara_opt.problem import PlacementProblem
 
+if TYPE_CHECKING:
+    from ortools.math_opt.python import mathopt
+else:
+    try:
+        from ortools.math_opt.python import mathopt
+    except ImportError:  # an extra of the planner: without it prices stay as they are, and chains are chosen one by one
+        mathopt = None
+
+HAS_MATHOPT = bool(mathopt)
 Pool = tuple[str, str]
 LP_LIMIT_S = 5.0
 
@@ -181,6 +190,8 @@ def _duals(
 ) -> tuple[dict[tuple[str, str], float], dict[Pool, float], dict[tuple[str, str], float]]:
     """Prices of chains' demand, of devices, and of a byte/s beyond link prices: the duals of the module's program;
     zeros where it was not solved."""
+    if not HAS_MATHOPT:
+        return {}, dict.fromkeys(values, 0.0), {}
     made = _program(problem, columns, link_price, values, widths, whole=False)
     limit = mathopt.SolveParameters(threads=1, time_limit=datetime.timedelta(seconds=LP_LIMIT_S))
     result = mathopt.solve(made.model, mathopt.SolverType.GLOP, params=limit)
@@ -202,6 +213,8 @@ def together(
     time_limit_s: float,
 ) -> list[Column]:
     """The whole chains that the module's program takes, each as often as it does; none where it found nothing."""
+    if not HAS_MATHOPT:
+        return []
     made = _program(problem, columns, link_price, values, link_widths(problem.topology), whole=True)
     limit = mathopt.SolveParameters(time_limit=datetime.timedelta(seconds=max(0.05, time_limit_s)))
     result = mathopt.solve(made.model, mathopt.SolverType.HIGHS, params=limit)
