@@ -578,7 +578,7 @@ def repack(
                     if s.column[x] >= 0 and random_unit(rng) >= keep:
                         clear_slot(a, s, q, x)
         pick = random_unit(rng)
-        theta = 0.0 if pick < 0.2 else (1.0 if pick < 0.6 else random_unit(rng))
+        theta = 0.0 if pick < 0.2 else (0.9 if pick < 0.6 else 0.9 * random_unit(rng))
         noise = 0.0 if random_unit(rng) < 0.3 else 0.4 * random_unit(rng)
         order[:num] = ruined[:num]
         for i in range(num - 1, 0, -1):
