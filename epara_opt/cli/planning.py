@@ -100,6 +100,10 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Where plan.json goes.")] = None,
     previous: Annotated[Path | None, typer.Option(help="The plan in force: moves are priced against it.")] = None,
     max_tenants: Annotated[int | None, typer.Option(min=1, help="Services that may share one device group.")] = None,
+    on_time_target: Annotated[
+        float | None,
+        typer.Option(help="Share of requests that bursts may not make late: groups are filled less where they would."),
+    ] = None,
     certify: Annotated[
         Path | None,
         typer.Option(help="Plan nothing: recompute this plan's bound from its prices, without a solver, and check it."),
@@ -118,6 +122,7 @@ def plan(
         raise InputError(Violation(path="--time-limit", law=law, value=str(time_limit)))
     loaded = load_topology(topology)
     rules = loaded.rules if max_tenants is None else replace(loaded.rules, max_tenants=max_tenants)
+    rules = rules if on_time_target is None else replace(rules, on_time_target=on_time_target)
     in_force = read_plan(previous) if previous else None
     if in_force is not None:
         check_same_edge(in_force, loaded.topology, str(previous))
