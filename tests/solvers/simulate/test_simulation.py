@@ -11,7 +11,7 @@ from epara_solvers.planners.greedy import GreedyPlanner
 from epara_solvers.simulate import kernel
 from epara_solvers.simulate.arrivals import Arrivals, drawn
 from epara_solvers.simulate.fleet import first_routes, fleet_of
-from epara_solvers.simulate.outcome import outcomes
+from epara_solvers.simulate.outcome import outcomes, simulate_plan
 from epara_solvers.simulate.plain import simulate_plainly
 
 from epara_opt.plan import Plan
@@ -61,3 +61,33 @@ def test_all_of_the_tiny_edges_together_show_every_outcome_and_every_kind_of_rep
 
 def test_the_kernel_closes_windows_as_the_executors_do() -> None:
     assert kernel.SAFETY == batching.SAFETY
+
+
+def test_a_replica_works_off_what_it_can_and_refuses_the_rest_at_once(hand) -> None:
+    """Batch 1 in 40 ms, deadline 100 ms: of three at once two are on time; one that comes at 81 ms is again."""
+    found = simulate_plan(hand.plan(batch=1), hand.problem, hand.arrivals([0.0, 0.001, 0.002, 0.0809]))
+    assert [(s.offered, s.on_time, s.refused, s.late) for s in found.services] == [(4, 3, 1, 0)]
+    assert found.goodput == pytest.approx(3 / hand.DURATION_S)
+    assert found.on_time_share == 0.75
+
+
+def test_what_comes_while_a_batch_runs_leaves_together_after_it(hand) -> None:
+    """Batches of up to 4 take 40 ms: the first leaves alone, the next four together, the sixth would be late."""
+    found = simulate_plan(hand.plan(batch=4), hand.problem, hand.arrivals([0.0, 0.01, 0.011, 0.012, 0.013, 0.014]))
+    assert [(s.on_time, s.refused) for s in found.services] == [(5, 1)]
+
+
+def test_what_the_plan_leaves_unserved_is_tried_unless_only_the_plan_counts(hand) -> None:
+    plan = hand.plan(batch=1)
+    half = replace(plan, routes=tuple(replace(r, rate=hand.RATE / 2) for r in plan.routes))
+    arrivals = hand.arrivals([0.1 * k for k in range(40)])
+    tried = simulate_plan(half, hand.problem, arrivals).services[0]
+    kept = simulate_plan(half, hand.problem, arrivals, planned_only=True).services[0]
+    assert (tried.on_time, tried.refused) == (40, 0)
+    assert kept.on_time == int((arrivals.draw < 0.5).sum())
+
+
+def test_origins_without_a_route_are_refused(hand) -> None:
+    plan = replace(hand.plan(batch=1), routes=())
+    found = simulate_plan(plan, hand.problem, hand.arrivals([0.0, 1.0]))
+    assert (found.goodput, found.services[0].refused) == (0.0, 2)
