@@ -3,8 +3,8 @@
     python benchmarks/planner/burst.py [--cases metro-20,20x24-cv4] [--variants 0.8,target-0.95] [--time-limit 8]
 
 Cases: the shipped edges with their own burstiness, and a generated one (20 servers x 24 services, overload 1.6) with
-each demand's CV set to 1, 2 and 4. Variants: max_utilization 0.8 (the default) and 0.95; on_time_target 0.95 and 0.99 (at
-most 0.8 full); `refined`: the plan of 0.8 after --refine seconds of epara_solvers/simulate/refine.py.
+each demand's CV set to 1, 2 and 4. Variants: max_utilization 0.8 (the default) and 0.95; on_time_target 0.95 and 0.99
+(at most 0.8 full); `refined`: the plan of 0.8 after --refine seconds of epara_solvers/simulate/refine.py.
 
 Each plan is held against the same held-out arrivals (renewals from rates and CVs, streams periodic; seeds that the
 refinement does not draw). `simulated`: weighted goodput when what the plan leaves unserved is tried too, as executors

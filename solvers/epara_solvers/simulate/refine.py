@@ -1,9 +1,10 @@
 """Refinement: neighbours of a plan, scored by simulating arrivals, kept only if arrivals not searched on agree.
 
 A neighbour gives one group another content of as many devices, lets two groups of a kind exchange what they hold, or
-routes one replica's work anew. Routes to what stands are kept, what became free is filled (`control.routing`).
-A neighbour is accepted if it delivers more of the arrivals that are searched, and no less of a second part that the
-search does not choose by. At the end a third part, held out, decides between the refined plan and the one it came from.
+routes one replica's work anew. Routes to what stands are kept, what became free is filled (`control.routing`). What
+would lose more than LOSS of the plan's objective by averages is passed over. A neighbour is accepted if it delivers
+more of the arrivals that are searched, and no less of a second part that the search does not choose by. At the end a
+third part, held out, decides between the refined plan and the one it came from.
 
 Every plan accepted has passed the checker. The fluid program's bound holds for every placement under its rules, so it
 stays; the objective is what the new routes earn by it, and a plan whose objective fell for the sake of bursts says so.
@@ -31,7 +32,8 @@ from epara_solvers.simulate.outcome import simulate_plan
 
 T = TypeVar("T")
 
-LEAST_S, MOST_S = 20.0, 1800.0  # of a part that is drawn
+LEAST_S, MOST_S = 10.0, 1800.0  # of a part that is drawn
+LOSS = 0.02  # of the objective: neighbours that lose more on average are not simulated
 PARTS = (0.5, 0.75)  # of a trace: searched on, then checked on, then held out
 BETTER = 1e-6  # relative: less is no gain
 PARTS_NAMED = ("searched", "checked", "held out")
@@ -68,7 +70,7 @@ def refined(plan: Plan, problem: PlacementProblem, refinement: Refinement) -> Pl
     ):
         steps += 1
         near = search.neighbour(best)
-        if near is None:
+        if near is None or near.objective < (1.0 - LOSS) * plan.objective:
             continue
         first = simulate_plan(near, problem, searched).goodput
         if first <= scores[0] * (1.0 + BETTER) or not is_valid(near, problem):
