@@ -31,7 +31,7 @@ def test_refined_plans_pass_the_checker_and_some_deliver_more(
     tiny_problem: Callable[[int], PlacementProblem],
 ) -> None:
     gained = 0
-    for seed in range(16):
+    for seed in range(32):
         problem = tiny_problem(seed)
         plan = greedy(problem)
         better = refined(plan, problem, STEPS)
