@@ -153,6 +153,7 @@ def make_chain_problem(seed: int) -> PlacementProblem:
         across_servers=True,
         max_stages=rng.choice((2, 3)),
         max_chains=12,
+        on_time_target=None if seed % 4 else 0.9,
     )
     problem = build_problem(topology, ProfileCatalogue.from_rows(rows), rules=rules)
     return replace(problem, residents=_chains_in_force(problem, rng)) if rng.random() < 0.35 else problem

@@ -15,6 +15,7 @@
   the configuration, which the checker keeps; here it is not looked at.
 - Where generations share a group with others, steps and batches interleave too finely to follow: each tenant is as much
   slower as the others' planned part of the time.
+- A chain over several servers takes what it takes when full, whatever the size of its batch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from epara_opt.chains import chain_performance
+from epara_opt.control.routing import stages_of
 from epara_opt.domain.performance import evaluate
 from epara_opt.domain.profile import Curve, Profile, ProfileCatalogue
 from epara_opt.domain.service import Service
@@ -87,7 +90,7 @@ def fleet_of(
     number = {g: i for i, g in enumerate(groups)}
     group = np.array([number[r.group] for r in replicas], dtype=np.int64)
     parts = _parts(plan, topology, catalogue)
-    rows = [_row(r, topology.services[r.service], catalogue, parts) for r in replicas]
+    rows = [_row(r, topology, catalogue, parts) for r in replicas]
     routes: dict[tuple[str, str], list[Route]] = {}
     for route in plan.routes:
         routes.setdefault((route.service, route.origin), []).append(route)
@@ -131,7 +134,10 @@ class _Row:
     hold_s: tuple[float, ...]
 
 
-def _row(r: Replica, service: Service, catalogue: ProfileCatalogue, parts: Mapping[str, float]) -> _Row:
+def _row(r: Replica, topology: Topology, catalogue: ProfileCatalogue, parts: Mapping[str, float]) -> _Row:
+    service = topology.services[r.service]
+    if r.stages:
+        return _chain_row(r, service, topology, catalogue)
     profile = catalogue.shapes(service.model.profile_name, r.device_type)[r.tp, r.pp]
     slower = 1.0 / max(LEAST_PART, 1.0 - parts.get(r.id, 0.0))
     if profile.generates:
@@ -147,6 +153,25 @@ def _row(r: Replica, service: Service, catalogue: ProfileCatalogue, parts: Mappi
         window_s=(r.frames - 1) / service.fps if service.fps else 0.0,
         answer_s=(0.0, *(_at(profile.latency_ms, n) * slower / 1000.0 for n in items)),
         hold_s=(0.0, *(_at(profile.interval_ms, n) * slower / 1000.0 for n in items)),
+    )
+
+
+def _chain_row(r: Replica, service: Service, topology: Topology, catalogue: ProfileCatalogue) -> _Row:
+    """A chain as full as it may be: its first stage takes the next batch, or slot, as often as its rate says."""
+    found, _ = chain_performance(topology, catalogue, service, stages_of(r), r.config)
+    whole, rows = found.whole, r.batch * r.frames
+    generates = whole.tpot_ms > 0
+    slots = max(1, round(whole.work_per_s * whole.batch_ms / 1000.0)) if generates else 0
+    answer_s = (whole.response_ms if generates else whole.batch_ms) / 1000.0
+    hold_s = whole.batch_ms / 1000.0 if generates else rows / (whole.work_per_s * service.events_per_work)
+    items = slots or rows
+    return _Row(
+        slots=slots,
+        max_rows=items,
+        frames=1 if generates else r.frames,
+        window_s=(r.frames - 1) / service.fps if service.fps else 0.0,
+        answer_s=(0.0, *[answer_s] * items),
+        hold_s=(0.0, *[hold_s] * items),
     )
 
 

@@ -1,10 +1,10 @@
 """Refinement: neighbours of a plan, scored by simulating arrivals, kept only if arrivals not searched on agree.
 
 A neighbour gives one group another content of as many devices, lets two groups of a kind exchange what they hold, or
-routes one replica's work anew. Routes to what stands are kept, what became free is filled (`control.routing`). What
-would lose more than LOSS of the plan's objective by averages is passed over. A neighbour is accepted if it delivers
-more of the arrivals that are searched, and no less of a second part that the search does not choose by. At the end a
-third part, held out, decides between the refined plan and the one it came from.
+routes one replica's work anew; chains over servers stay as they are. Routes to what stands are kept, what became free
+is filled (`control.routing`). What would lose more than LOSS of the plan's objective by averages is passed over. A
+neighbour is accepted if it delivers more of the arrivals that are searched, and no less of a second part that the
+search does not choose by. At the end a third part, held out, decides between the refined plan and the one it came from.
 
 Every plan accepted has passed the checker. The fluid program's bound holds for every placement under its rules, so it
 stays; the objective is what the new routes earn by it, and a plan whose objective fell for the sake of bursts says so.
@@ -153,6 +153,8 @@ class _Search:
     def _other_content(self, members: Sequence[Replica]) -> list[Replica] | None:
         """The group with another content; mostly one that shares a service with what it holds."""
         place = members[0]
+        if place.stages:
+            return None
         held = {(r.service, r.batch, r.frames) for r in members}
         services = frozenset(r.service for r in members)
         near_only = self._rng.random() < 0.5
@@ -171,9 +173,13 @@ class _Search:
     def _exchange(self, groups: dict[str, list[Replica]], name: str) -> list[Replica] | None:
         """Two groups alike in devices and shape, with each other's contents."""
         mine = groups[name]
+        if mine[0].stages:
+            return None
         kind = (mine[0].device_type, mine[0].tp, mine[0].pp)
         others = [
-            g for g, rs in sorted(groups.items()) if (rs[0].device_type, rs[0].tp, rs[0].pp) == kind and g != name
+            g
+            for g, rs in sorted(groups.items())
+            if (rs[0].device_type, rs[0].tp, rs[0].pp) == kind and g != name and not rs[0].stages
         ]
         if not others:
             return None

@@ -47,6 +47,18 @@ def test_refined_plans_pass_the_checker_and_some_deliver_more(
     assert gained >= 3
 
 
+def test_chains_stay_where_they_are_and_refined_plans_around_them_pass_the_checker(
+    chain_problem: Callable[[int], PlacementProblem],
+) -> None:
+    for seed in range(8):
+        problem = chain_problem(seed)
+        plan = greedy(problem)
+        better = refined(plan, problem, STEPS)
+        verify(better, problem.topology, problem.catalogue, problem=problem)
+        where = [{(r.service, r.stages) for r in p.replicas if r.stages} for p in (plan, better)]
+        assert where[1] <= where[0]
+
+
 def fell(plan: Plan) -> bool:
     return "the fluid objective fell" in plan.notes[-1]
 

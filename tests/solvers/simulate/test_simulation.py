@@ -59,6 +59,24 @@ def test_all_of_the_tiny_edges_together_show_every_outcome_and_every_kind_of_rep
     assert kinds == {"slots", "window", "company", "pipeline"}
 
 
+def test_chains_over_servers_are_simulated_alike_and_deliver_while_they_are_not_overrun(
+    chain_problem: Callable[[int], PlacementProblem],
+) -> None:
+    delivered = 0
+    for seed in range(12):
+        problem = chain_problem(seed)
+        plan = planned(problem)
+        chained = {r.service for r in plan.replicas if r.stages}
+        arrivals = bursty(problem, seed, duration_s=6.0, cv=0.5)
+        fleet = fleet_of(plan, problem.topology, problem.catalogue, arrivals.entries, problem.offered)
+        first = first_routes(fleet, arrivals, planned_only=True)
+        found = outcomes(fleet, arrivals, first)
+        assert found.tolist() == simulate_plainly(fleet, arrivals, first).tolist()
+        simulated = {s.service: s for s in simulate_plan(plan, problem, arrivals, planned_only=True).services}
+        delivered += sum(simulated[name].on_time for name in chained)
+    assert delivered > 0
+
+
 def test_the_kernel_closes_windows_as_the_executors_do() -> None:
     assert kernel.SAFETY == batching.SAFETY
 
