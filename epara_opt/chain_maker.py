@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from epara_opt.busy import BusyTime
 from epara_opt.chain_front import Mark, front
 from epara_opt.contents import ChainStage, Content, PlanningRules, Tenant, fills_batch
 from epara_opt.domain.category import is_timely
@@ -45,6 +46,7 @@ class Maker:
     table: EdgeTable
     offered: Mapping[tuple[str, str], float]
     rules: PlanningRules
+    busy: BusyTime
     down: frozenset[str]
     tried: int = 0
     known_slices: dict[tuple[Kind, int], Profile] = field(default_factory=dict)
@@ -227,7 +229,8 @@ class Maker:
         whole = found.whole
         if not is_timely(self.service, whole.response_ms, whole.tpot_ms):
             return None
-        work_per_s = whole.work_per_s * self.rules.max_utilization
+        utilization = self.busy.part(whole, 0.0)
+        work_per_s = whole.work_per_s * utilization
         loads: dict[tuple[str, str], float] = {}
         for path, num_bytes in zip(paths, found.hop_bytes, strict=True):
             for hop in path.hops:
@@ -244,6 +247,7 @@ class Maker:
                     config=config,
                     response_ms=whole.response_ms,
                     work_per_s=work_per_s,
+                    utilization=utilization,
                     memory_bytes=whole.memory_bytes,
                     load_s=whole.load_s,
                 ),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from epara_opt.busy import BusyTime
 from epara_opt.chain_maker import Cuts, Maker
 from epara_opt.contents import Content, PlanningRules
 from epara_opt.domain.category import Category, Scale
@@ -52,6 +53,7 @@ def chains_of(
     table: EdgeTable,
     offered: Mapping[tuple[str, str], float],
     rules: PlanningRules,
+    busy: BusyTime,
     *,
     down: frozenset[str],
     soonest_ms: Callable[[str, str], float],
@@ -73,7 +75,7 @@ def chains_of(
         if any(soonest_ms(name, n) <= _slacks(table, name, n)[-1] for n in table.servers if _slacks(table, name, n)):
             continue
         services.add(name)
-        maker = Maker(topology, catalogue, service, table, offered, rules, down)
+        maker = Maker(topology, catalogue, service, table, offered, rules, busy, down)
         found, note = maker.all()
         kept = {c: None for layout in running if layout.service == name for c in maker.of_cuts(layout.stages)}
         contents += [*found, *(c for c in kept if c not in found)]

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from epara_opt.busy import BusyTime
 from epara_opt.domain.category import Category, Scale, is_timely
 from epara_opt.domain.parallel import ParallelConfig
 from epara_opt.domain.performance import Performance, configurations, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Topology
+from epara_opt.domain.utilization import LEAST_TARGET, MOST_TARGET
 from epara_opt.errors import InputError, Violation
 from epara_opt.units import bytes_to_gib
 
@@ -35,6 +37,7 @@ class PlanningRules:
     """What the operator may tune. Part of the plan's digest."""
 
     max_utilization: float = 0.8  # of a group's time; the rest absorbs burstiness that averages do not show
+    on_time_target: float | None = None  # share of requests that bursts may not make late: less is filled (busy.py)
     max_tenants: int = 3  # services that may time-share one group; lowered, with a note, when contents explode
     max_contents: int = 6000  # per device type; keeps the program solvable by general solvers; never drops single ones
     max_edges: int = 500_000  # demands x servers; beyond it each demand keeps the nearest servers alone, with a note
@@ -47,6 +50,11 @@ class PlanningRules:
     def __post_init__(self) -> None:
         for key, ok, law in (
             ("max_utilization", 0 < self.max_utilization <= 1, "expected in (0, 1]"),
+            (
+                "on_time_target",
+                self.on_time_target is None or LEAST_TARGET <= self.on_time_target <= MOST_TARGET,
+                f"expected in [{LEAST_TARGET:g}, {MOST_TARGET:g}]",
+            ),
             ("max_tenants", self.max_tenants >= 1, "expected >= 1"),
             ("max_contents", self.max_contents >= 1, "expected >= 1"),
             ("max_edges", self.max_edges >= 1, "expected >= 1"),
@@ -66,7 +74,8 @@ class Tenant:
     service: str
     config: ParallelConfig
     response_ms: float  # in this content's company
-    work_per_s: float  # at the group's full share, max_utilization applied
+    work_per_s: float  # at the group's full share, utilization applied
+    utilization: float  # of the group's time that may be filled: see busy.py
     memory_bytes: int  # per device
     load_s: float
 
@@ -185,6 +194,7 @@ def contents_of(
     services: Sequence[str],
     slacks: Mapping[str, Sequence[float]],
     rules: PlanningRules,
+    busy: BusyTime,
 ) -> tuple[tuple[Content, ...], list[str]]:
     """Every content of this device type that is not dominated, and a note if tenants had to be limited.
 
@@ -216,7 +226,7 @@ def contents_of(
         tried = sum(table.num_combinations(num_tenants) for _, table in tables)
         if num_tenants == 1 or (room >= 0 and tried <= TRIED_PER_KEPT * rules.max_contents):
             for shape, table in tables:
-                found.append((shape, table.undominated(num_tenants, memory, at_most=room)))
+                found.append((shape, table.undominated(num_tenants, memory, busy, at_most=room)))
                 room -= len(found[-1][1])
                 if room < 0:
                     break
@@ -229,7 +239,7 @@ def contents_of(
             )
             break
         kept += [
-            in_company(combo, device_type=device_type, shape=shape, rules=rules)
+            in_company(combo, device_type=device_type, shape=shape, busy=busy)
             for shape, combos in found
             for combo in combos
         ]
@@ -289,7 +299,9 @@ class _Options:
                 ways[k] += ways[k - 1] * count
         return ways[num_tenants]
 
-    def undominated(self, num_tenants: int, memory: int, *, at_most: float) -> list[tuple[Performance, ...]]:
+    def undominated(
+        self, num_tenants: int, memory: int, busy: BusyTime, *, at_most: float
+    ) -> list[tuple[Performance, ...]]:
         """The combinations worth keeping, by names and then in the options' order; ends once more than `at_most`.
 
         Works through the sets of services in chunks, so that memory stays bounded whatever `max_contents` is.
@@ -301,7 +313,7 @@ class _Options:
         chunk = np.cumsum(num_each) // CHUNK
         for part in np.split(np.arange(len(sets)), np.flatnonzero(np.diff(chunk)) + 1):
             combo, group = self._combinations(sets[part], num_each[part])
-            combo, group, mark = self._feasible(combo, group, memory)
+            combo, group, mark = self._feasible(combo, group, memory, busy)
             chosen = combo[_front(group, mark)]
             found += [tuple(self.performances[i] for i in row) for row in chosen.tolist()]
             if len(found) > at_most:
@@ -320,7 +332,9 @@ class _Options:
             combo[:, t] = self.start[of] + nth
         return combo, group
 
-    def _feasible(self, combo: IntArray, group: IntArray, memory: int) -> tuple[IntArray, IntArray, FloatArray]:
+    def _feasible(
+        self, combo: IntArray, group: IntArray, memory: int, busy: BusyTime
+    ) -> tuple[IntArray, IntArray, FloatArray]:
         """Those that fit in memory, keep pace and reach somebody, and their marks (M, 3 T): see `contents_of`."""
         fits = self.memory[combo].sum(axis=1) <= memory
         combo, group = combo[fits], group[fits]
@@ -334,13 +348,18 @@ class _Options:
         paced = (response_ms <= self.deadline_ms[service]) & (tpot_ms <= self.tpot_limit_ms[service])
         good = paced.all(axis=1)
         combo, group, response_ms, service = combo[good], group[good], response_ms[good], service[good]
+        others_ms = others_ms[good]
         reach = np.zeros(combo.shape)
         for s in np.unique(service).tolist():
             mine = service == s
             reach[mine] = len(self.slacks[s]) - np.searchsorted(self.slacks[s], response_ms[mine], side="left")
         useful = (reach > 0).all(axis=1)
-        combo, group, reach = combo[useful], group[useful], reach[useful]
-        return combo, group, np.hstack((self.work_per_s[combo], reach, self.hunger[combo]))
+        combo, group, reach, others_ms = combo[useful], group[useful], reach[useful], others_ms[useful]
+        work = self.work_per_s[combo]
+        if busy.on_time_target is not None:  # else alike for all, and who dominates whom stays as it is
+            flat = [self.performances[i] for i in combo.ravel().tolist()]
+            work = work * busy.parts(flat, others_ms.ravel()).reshape(work.shape)
+        return combo, group, np.hstack((work, reach, self.hunger[combo]))
 
 
 def _front(group: IntArray, mark: FloatArray) -> IntArray:
@@ -363,16 +382,18 @@ def _front(group: IntArray, mark: FloatArray) -> IntArray:
 
 
 def in_company(
-    performances: Sequence[Performance], *, device_type: str, shape: tuple[int, int], rules: PlanningRules
+    performances: Sequence[Performance], *, device_type: str, shape: tuple[int, int], busy: BusyTime
 ) -> Content:
     """The content in which these share a group: each waits for the others' pieces."""
     total_quantum_ms = sum(p.quantum_ms for p in performances)
+    parts = {p.service: busy.part(p, total_quantum_ms - p.quantum_ms) for p in performances}
     tenants = tuple(
         Tenant(
             service=p.service,
             config=p.config,
             response_ms=p.response_in_company_ms(total_quantum_ms - p.quantum_ms),
-            work_per_s=p.work_per_s * rules.max_utilization,
+            work_per_s=p.work_per_s * parts[p.service],
+            utilization=parts[p.service],
             memory_bytes=p.memory_bytes,
             load_s=p.load_s,
         )

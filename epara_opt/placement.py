@@ -176,8 +176,9 @@ def assemble(
     busy: dict[str, float] = {}
     for index, (group, shares) in enumerate(zip(placement.groups, _shares(placement), strict=True)):
         used = sum(shares.values())
+        filled = sum(t.utilization * shares[t.service] for t in group.content.tenants)
         for (server, _), num_devices in group.pools.items():
-            busy[server] = busy.get(server, 0.0) + used * num_devices
+            busy[server] = busy.get(server, 0.0) + filled * num_devices
         replicas.extend(
             Replica(
                 id=f"{tenant.service}@{ids[index]}",
@@ -335,7 +336,7 @@ def _routes(placement: Placement, ids: Sequence[str]) -> tuple[Route, ...]:
 
 
 def _predicted(problem: PlacementProblem, routes: Sequence[Route], busy: Mapping[str, float]) -> Predicted:
-    """What the plan promises. `busy`: device time used per server, as a part of what rules allow."""
+    """What the plan promises. `busy`: device time used per server."""
     forecasts: list[ServiceForecast] = []
     for service in problem.topology.services.values():
         offered = sum(d.offered for d in problem.demand if d.service == service.name)
@@ -361,7 +362,7 @@ def _predicted(problem: PlacementProblem, routes: Sequence[Route], busy: Mapping
         slo_attainment=min(1.0, goodput / offered) if offered > 0 else 1.0,
         services=tuple(forecasts),
         utilization={
-            s.name: busy.get(s.name, 0.0) * problem.rules.max_utilization / sum(p.count for p in s.devices)
+            s.name: busy.get(s.name, 0.0) / sum(p.count for p in s.devices)
             for s in problem.topology.servers.values()
             if s.devices
         },

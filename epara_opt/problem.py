@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
+from epara_opt.busy import BusyTime
 from epara_opt.chains import Chains, Layout, chains_of
 from epara_opt.contents import (
     Content,
@@ -135,6 +136,11 @@ class PlacementProblem:
             return 1.0
         return max(MIN_EARNING, 1.0 - tenant.load_s / self.rules.horizon_s)
 
+    @cached_property
+    def busy(self) -> BusyTime:
+        """Which part of a group's time tenants may fill."""
+        return busy_time(self.rules, self.topology, self.demand)
+
     @property
     def moves_allowed(self) -> int | None:
         """How many groups may be moves; None where the rules set no cap, or nothing runs yet."""
@@ -169,6 +175,16 @@ class PlacementProblem:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def busy_time(rules: PlanningRules, topology: Topology, demand: Sequence[Demand]) -> BusyTime:
+    """The rules' say on how busy groups may be under this demand."""
+    return BusyTime.of(
+        max_utilization=rules.max_utilization,
+        on_time_target=rules.on_time_target,
+        services=topology.services,
+        demand=demand,
+    )
+
+
 def build_problem(
     topology: Topology,
     catalogue: ProfileCatalogue,
@@ -193,6 +209,7 @@ def build_problem(
     soonest_ms = _soonest(topology, catalogue, categories)
     table, note = make_edges(topology, wanted, down=down, least_response_ms=soonest_ms, max_edges=rules.max_edges)
     residents = residents_of(in_force, topology, down)
+    busy = busy_time(rules, topology, wanted)
     chains = chains_of(
         topology,
         catalogue,
@@ -200,6 +217,7 @@ def build_problem(
         table,
         {(d.service, d.origin): d.offered for d in wanted},
         rules,
+        busy,
         down=down,
         soonest_ms=soonest_ms,
         running=_layouts(residents),
@@ -218,7 +236,7 @@ def build_problem(
     for name in inside:
         misfits[name] = tuple(misfits_of(topology.services[name], categories[name], topology, catalogue, types))
     for device_type in types:
-        made, limits = contents_of(topology, catalogue, categories, device_type, inside, slacks, rules)
+        made, limits = contents_of(topology, catalogue, categories, device_type, inside, slacks, rules, busy)
         contents[device_type] = made
         notes.extend(limits)
     return PlacementProblem(
@@ -346,4 +364,4 @@ def reduced(problem: PlacementProblem, content: Content, services: frozenset[str
         for t in content.tenants
         if t.service in services
     ]
-    return in_company(kept, device_type=content.device_type, shape=(content.tp, content.pp), rules=problem.rules)
+    return in_company(kept, device_type=content.device_type, shape=(content.tp, content.pp), busy=problem.busy)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from epara_opt.busy import BusyTime
 from epara_opt.chains import chain_performance
 from epara_opt.domain.category import Category, Scale, categorize, is_timely
 from epara_opt.domain.performance import Performance, evaluate
@@ -18,7 +19,7 @@ from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Path, Topology
 from epara_opt.errors import InputError, PlanRejected
 from epara_opt.plan import ActionKind, Plan, Replica, Stage, relative_gap
-from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident, fills_batch
+from epara_opt.problem import MIN_EARNING, PlacementProblem, Resident, busy_time, fills_batch
 from epara_opt.units import bytes_to_gib
 
 TOLERANCE = 1e-6  # relative
@@ -338,16 +339,24 @@ class _Check:
                 if not _same(route.predicted_ms, total_ms):
                     self.broken(f"{path}.predicted_ms", f"expected {total_ms:.3f}", route.predicted_ms)
 
+    def _busy(self) -> BusyTime:
+        """Which part of its time a group may fill; all of it where no rules are known."""
+        if self.problem is None:
+            return BusyTime(max_utilization=1.0)
+        return busy_time(self.problem.rules, self.topology, self.problem.demand)
+
     def time(self) -> None:
         """No group promises more than all its time."""
-        busy_part = self.problem.rules.max_utilization if self.problem else 1.0
+        busy = self._busy()
         rate: dict[str, float] = {}
         for route in self.plan.routes:
             rate[route.replica] = rate.get(route.replica, 0.0) + route.rate
         for group, members in self.by_group.items():
             if any(r.id not in self.performances for r in members):
                 continue
-            work = {r.id: self.performances[r.id].work_per_s * busy_part for r in members}
+            alone = {r.id: self.performances[r.id] for r in members}
+            turn_ms = sum(p.quantum_ms for p in alone.values())
+            work = {i: p.work_per_s * busy.part(p, turn_ms - p.quantum_ms) for i, p in alone.items()}
             for law, total in (
                 (
                     "expected routes to ask for at most all of its time",
@@ -397,7 +406,8 @@ class _Check:
         for name, inner in self.inner.items():
             rate = routed.get(name, 0.0)
             if self.problem is not None and name in self.performances:
-                rate = self.performances[name].work_per_s * self.problem.rules.max_utilization
+                alone = self.performances[name]
+                rate = alone.work_per_s * self._busy().part(alone, 0.0)
             for hop, num_bytes in inner.items():
                 load[hop] = load.get(hop, 0.0) + rate * num_bytes
         for route in self.plan.routes:

@@ -35,6 +35,9 @@ def run(
     solver: Annotated[str, typer.Option(help="A name from `epara solvers`.")] = "auto",
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds the solver may take per cycle.")] = 10.0,
     store: Annotated[Path, typer.Option(help="Directory of the planner's store.")] = Path("runs/planner"),
+    refine: Annotated[
+        float | None, typer.Option(min=0.1, help="Of those seconds, how many go to refining under simulated bursts.")
+    ] = None,
     cycles: Annotated[int | None, typer.Option(min=1, help="Stop after so many; never if omitted.")] = None,
     apply_timeout: Annotated[float, typer.Option(min=1, help="Seconds a change may take, loading included.")] = 120.0,
     as_json: JsonFlag = False,
@@ -46,6 +49,7 @@ def run(
     """
     from epara_executors.client import GrpcFleet
     from epara_solvers.registry import make_planner
+    from epara_solvers.simulate.planner import RefiningPlanner
 
     from epara_opt.control.clock import SystemClock
     from epara_opt.control.cycle import ControlCycle
@@ -67,6 +71,8 @@ def run(
         every_s=every_s, time_limit_s=time_limit, apply_deadline_s=apply_timeout, rules=loaded.rules
     )
     planner = make_planner(solver)
+    if refine is not None:
+        planner = RefiningPlanner(planner, refine_s=refine)
     clock = SystemClock()
 
     def show(event: CycleEvent) -> None:

@@ -45,8 +45,10 @@ def make_plan(
     generation: int,
     in_force: Plan | None,
     catalogue: ProfileCatalogue,
+    refine_s: float | None = None,
+    trace: Path | None = None,
 ) -> Plan:
-    """Solve, check with the solver-free checker, add the staged actions and the edge's snapshot."""
+    """Solve, refine if asked, check with the solver-free checker, add the staged actions and the edge's snapshot."""
     from epara_solvers.registry import make_planner
 
     from epara_opt.control.diff import actions
@@ -58,9 +60,25 @@ def make_plan(
     made = regrouped(made, in_force, problem)
     if in_force is not None:
         made = _or_stay(made, in_force, problem)
+    if refine_s is not None:
+        made = _refined(made, problem, refine_s, trace)
     made = made.with_actions(actions(in_force, made, topology, catalogue))
     verify(made, topology, catalogue, problem=problem)
     return made
+
+
+def _refined(made: Plan, problem: PlacementProblem, refine_s: float, trace: Path | None) -> Plan:
+    """Neighbours of the plan held against recorded arrivals, or against some drawn from rates and burstiness."""
+    from epara_solvers.simulate.arrivals import read_requests, recorded
+    from epara_solvers.simulate.refine import Refinement, refined
+    from numpy.random import default_rng
+
+    arrivals = None
+    if trace is not None:
+        requests = read_requests(trace)
+        services, end_s = problem.topology.services, requests[-1][0] + 1e-9  # observed to the last request
+        arrivals = recorded(requests, problem.demand, services, duration_s=end_s, rng=default_rng(1))
+    return refined(made, problem, Refinement(time_limit_s=refine_s, arrivals=arrivals))
 
 
 def _or_stay(made: Plan, in_force: Plan, problem: PlacementProblem) -> Plan:
@@ -100,6 +118,17 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Where plan.json goes.")] = None,
     previous: Annotated[Path | None, typer.Option(help="The plan in force: moves are priced against it.")] = None,
     max_tenants: Annotated[int | None, typer.Option(min=1, help="Services that may share one device group.")] = None,
+    on_time_target: Annotated[
+        float | None,
+        typer.Option(help="Share of requests that bursts may not make late: groups are filled less where they would."),
+    ] = None,
+    refine: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds more: neighbouring plans are simulated under bursts, better ones kept."),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV of arrival_s, service, origin to refine for, instead of drawn arrivals.")
+    ] = None,
     certify: Annotated[
         Path | None,
         typer.Option(help="Plan nothing: recompute this plan's bound from its prices, without a solver, and check it."),
@@ -116,8 +145,13 @@ def plan(
     if not math.isfinite(time_limit):
         law = "expected a finite number of seconds; a plan that is proved optimal ends sooner by itself"
         raise InputError(Violation(path="--time-limit", law=law, value=str(time_limit)))
+    if refine is not None and not math.isfinite(refine):
+        raise InputError(Violation(path="--refine", law="expected a finite number of seconds", value=str(refine)))
+    if trace is not None and refine is None:
+        raise InputError(Violation(path="--trace", law="expected together with --refine", value=str(trace)))
     loaded = load_topology(topology)
     rules = loaded.rules if max_tenants is None else replace(loaded.rules, max_tenants=max_tenants)
+    rules = rules if on_time_target is None else replace(rules, on_time_target=on_time_target)
     in_force = read_plan(previous) if previous else None
     if in_force is not None:
         check_same_edge(in_force, loaded.topology, str(previous))
@@ -133,6 +167,8 @@ def plan(
             generation=in_force.generation + 1 if in_force else 1,
             in_force=in_force,
             catalogue=loaded.catalogue,
+            refine_s=refine,
+            trace=trace,
         )
     if out is not None:
         write_text(out, made.to_json())

@@ -48,9 +48,7 @@ class FirstFitPlanner:
         return complete(problem, book, generation=generation, solver=self.name)
 
     def _book(self, problem: PlacementProblem, replicas: Mapping[str, Replica]) -> RouteBook:
-        book = RouteBook(
-            replicas.values(), problem.topology, problem.catalogue, max_utilization=problem.rules.max_utilization
-        )
+        book = RouteBook(replicas.values(), problem.topology, problem.catalogue, busy=problem.busy)
         book.fill(problem.offered)
         return book
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from epara_opt.control.routing import RouteBook, full_rate
+from epara_opt.busy import BusyTime
+from epara_opt.control.routing import RouteBook, full_rates
 from epara_opt.plan import Plan, Predicted, Replica, ServiceForecast, Stop, Unserved, relative_gap
 from epara_opt.problem import MIN_EARNING, PlacementProblem
 
@@ -27,7 +28,7 @@ def rerouted(
         asked[x.service, x.origin] = asked.get((x.service, x.origin), 0.0) + x.rate
     resident = {(r.group, s) for r in problem.residents for s in r.services}
     replicas = [replace(r, load_s=0.0) if (r.group, r.service) in resident else r for r in in_force.replicas]
-    book = RouteBook(replicas, problem.topology, problem.catalogue, max_utilization=problem.rules.max_utilization)
+    book = RouteBook(replicas, problem.topology, problem.catalogue, busy=problem.busy)
     for x in in_force.routes:
         total = asked[x.service, x.origin]
         offered = problem.offered.get((x.service, x.origin), 0.0)
@@ -79,7 +80,7 @@ def complete(
                 worst_ms=max((x.predicted_ms for x in routes if x.service == name), default=0.0),
             )
         )
-    full = {r.id: full_rate(r, topology, problem.catalogue, 1.0) for r in replicas}
+    full = full_rates(replicas, topology, problem.catalogue, BusyTime(max_utilization=1.0))
     utilization: dict[str, float] = {}
     for server in topology.servers.values():
         devices = sum(p.count for p in server.devices)

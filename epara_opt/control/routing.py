@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from epara_opt.busy import BusyTime
 from epara_opt.chains import chain_performance
-from epara_opt.domain.performance import evaluate
+from epara_opt.domain.performance import Performance, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Topology
@@ -54,22 +55,41 @@ def stages_of(r: Replica) -> tuple[tuple[str, str, int, int, int], ...]:
     return tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)
 
 
-def full_rate(r: Replica, topology: Topology, catalogue: ProfileCatalogue, max_utilization: float) -> float:
-    """Work per second of a replica that had its group's whole time; 0 where the catalogue no longer knows it."""
+def full_rates(
+    replicas: Iterable[Replica], topology: Topology, catalogue: ProfileCatalogue, busy: BusyTime
+) -> dict[str, float]:
+    """Work per second of replicas that had their groups' whole time; 0 where the catalogue no longer knows one."""
+    known: dict[str, Performance] = {}
+    turn_ms: dict[str, float] = {}  # by group: one piece of every tenant
+    kept = list(replicas)
+    for r in kept:
+        alone = _performance(r, topology, catalogue)
+        if alone is not None:
+            known[r.id] = alone
+            turn_ms[r.group] = turn_ms.get(r.group, 0.0) + alone.quantum_ms
+    found = dict.fromkeys((r.id for r in kept), 0.0)
+    for r in kept:
+        if r.id in known:
+            p = known[r.id]
+            found[r.id] = p.work_per_s * busy.part(p, turn_ms[r.group] - p.quantum_ms)
+    return found
+
+
+def _performance(r: Replica, topology: Topology, catalogue: ProfileCatalogue) -> Performance | None:
     service = topology.services[r.service]
     if r.stages:
         try:
             found, _ = chain_performance(topology, catalogue, service, stages_of(r), r.config)
         except InputError:
-            return 0.0
-        return found.whole.work_per_s * max_utilization
+            return None
+        return found.whole
     profile = catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
     if profile is None:
-        return 0.0
+        return None
     try:
-        return evaluate(service, profile, r.config).work_per_s * max_utilization
+        return evaluate(service, profile, r.config)
     except InputError:  # outside the hull of a catalogue that was measured anew
-        return 0.0
+        return None
 
 
 class RouteBook:
@@ -81,13 +101,13 @@ class RouteBook:
         topology: Topology,
         catalogue: ProfileCatalogue,
         *,
-        max_utilization: float,
+        busy: BusyTime,
         down: frozenset[str] = frozenset(),
     ) -> None:
         self._topology = topology
         self._down = down
         self._replicas = {r.id: r for r in sorted(replicas, key=lambda r: r.id)}
-        self._full = {r.id: full_rate(r, topology, catalogue, max_utilization) for r in self._replicas.values()}
+        self._full = full_rates(self._replicas.values(), topology, catalogue, busy)
         self._idle = {r.group: 1.0 for r in self._replicas.values()}  # share of the group's time
         self._bandwidth: dict[tuple[str, str], float] = {}  # bytes/s left per directed link
         for link in topology.links:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
+from epara_opt.busy import BusyTime
 from epara_opt.control.deploy import replicas_by_group, servers_used
 from epara_opt.control.routing import RouteBook, standing
 from epara_opt.domain.profile import ProfileCatalogue
@@ -242,7 +243,7 @@ def _between(
     for r in plan.replicas:
         if r.id in room.shrunk or (r.group in room.early and r.id not in replicas):
             replicas[r.id] = r
-    book = RouteBook(replicas.values(), topology, catalogue, max_utilization=MAX_UTILIZATION)
+    book = RouteBook(replicas.values(), topology, catalogue, busy=BusyTime(max_utilization=MAX_UTILIZATION))
     wanted: dict[tuple[str, str], float] = {}
     for x in before.routes:
         wanted[x.service, x.origin] = wanted.get((x.service, x.origin), 0.0) + x.rate

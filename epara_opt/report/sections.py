@@ -236,6 +236,7 @@ def appendix(
     if rules is not None:
         facts += [
             ("Rule max_utilization", number(rules.max_utilization)),
+            ("Rule on_time_target", "none" if rules.on_time_target is None else number(rules.on_time_target)),
             ("Rule max_tenants", str(rules.max_tenants)),
             ("Rule max_contents", str(rules.max_contents)),
             ("Rule max_edges", str(rules.max_edges)),

@@ -34,7 +34,13 @@ def choice(words: type[StrEnum]) -> Choice:
 def _rules() -> Record:
     """Keys of `rules` follow PlanningRules field by field, so that a new rule needs no second entry here."""
     hints = get_type_hints(PlanningRules)
-    kinds = {int: Number(integer=True), int | None: Number(integer=True), float: Number(), bool: Flag()}
+    kinds = {
+        int: Number(integer=True),
+        int | None: Number(integer=True),
+        float: Number(),
+        float | None: Number(),
+        bool: Flag(),
+    }
     about = {
         f.name: "planning rule, no limit unless given" if f.default is None else f"planning rule, default {f.default}"
         for f in fields(PlanningRules)

@@ -187,7 +187,7 @@ def _contents(problem: PlacementProblem, server: str, device_type: str) -> list[
                 for combo in itertools.product(*(by_name[n] for n in names)):
                     if sum(p.memory_bytes for p in combo) > memory or not _on_time(problem, combo):
                         continue
-                    content = in_company(combo, device_type=device_type, shape=shape, rules=problem.rules)
+                    content = in_company(combo, device_type=device_type, shape=shape, busy=problem.busy)
                     reach = [sum(s >= t.response_ms for s in slacks[t.service]) for t in content.tenants]
                     if min(reach) == 0:
                         continue

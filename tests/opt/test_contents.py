@@ -54,13 +54,14 @@ def front(problem, device_type, shape, choices, memory, slacks) -> list[Content]
             reach = len(mine) - bisect_left(mine, response_ms)
             if reach == 0 or not is_timely(service, response_ms, p.tpot_in_company_ms(others_ms)):
                 break
-            mark.append((p.work_per_s, float(reach), -float(p.config.batch) if service.is_stream else 0.0))
+            work_per_s = p.work_per_s * problem.busy.part(p, others_ms)
+            mark.append((work_per_s, float(reach), -float(p.config.batch) if service.is_stream else 0.0))
         else:
             flat = tuple(itertools.chain(*mark))
             if any(all(a >= b for a, b in zip(m, flat, strict=True)) for m, _ in kept):
                 continue
             kept = [(m, c) for m, c in kept if not all(a >= b for a, b in zip(flat, m, strict=True))]
-            kept.append((flat, in_company(combo, device_type=device_type, shape=shape, rules=problem.rules)))
+            kept.append((flat, in_company(combo, device_type=device_type, shape=shape, busy=problem.busy)))
     return [content for _, content in kept]
 
 
@@ -89,7 +90,8 @@ def crowded(make, seed: int) -> PlacementProblem:
         for o in ("a", "b")
         if o == "a" or rng.random() < 0.7
     ]
-    rules = PlanningRules(max_utilization=0.8, max_tenants=rng.randint(1, 3))
+    target = (None, 0.99, 0.95)[seed % 3]
+    rules = PlanningRules(max_utilization=0.8, max_tenants=rng.randint(1, 3), on_time_target=target)
     rtt_ms = rng.choice((5.0, 40.0, 60.0))
     return make.edge(services=services, rows=rows, demand=demand, rules=rules, rtt_ms=rtt_ms).problem()
 
@@ -126,6 +128,7 @@ def test_the_limit_counts_contents_of_all_shapes(make) -> None:
             sorted({d.service for d in problem.demand}),
             {n: sorted(s) for n, s in slacks.items()},
             rules,
+            problem.busy,
         )
         assert bool(notes) is is_cut
         assert len(kept) <= limit

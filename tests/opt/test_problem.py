@@ -211,6 +211,8 @@ def test_groups_in_force_are_residents_where_their_servers_and_devices_still_sta
     ("rule", "value", "law"),
     [
         ("max_utilization", 0.0, r"in \(0, 1\]"),
+        ("on_time_target", 0.85, r"in \[0.9, 0.99\]"),
+        ("on_time_target", 0.999, r"in \[0.9, 0.99\]"),
         ("max_tenants", 0, ">= 1"),
         ("horizon_s", 0.0, "a finite number > 0"),
         ("max_moves", -1, ">= 0"),

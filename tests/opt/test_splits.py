@@ -29,7 +29,9 @@ def test_the_best_split_in_time_is_found(make, seed: int) -> None:
     edge = make.row_edge(rows=rows, pools=(2, 2, 2), services=[make.big(layers, slo_ms=1e4)])
     problem = edge.problem()
     service = problem.service("big")
-    maker = Maker(edge.topology, edge.catalogue, service, problem.table, problem.offered, edge.rules, frozenset())
+    maker = Maker(
+        edge.topology, edge.catalogue, service, problem.table, problem.offered, edge.rules, problem.busy, frozenset()
+    )
     m = rng.randint(2, 3)
     config = ParallelConfig(1, m)
     splits = Splits.of(maker, config, m)

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from epara_opt.busy import BusyTime
 from epara_opt.control.apply import apply
 from epara_opt.control.fake_planner import small_edge
 from epara_opt.control.fakes import FakeFleet
@@ -81,7 +82,7 @@ def planned(generation: int, groups: Mapping[str, Sequence[str]], *, tp: int = 1
             )
             for service in services
         )
-    book = RouteBook(replicas, TOPOLOGY, CATALOGUE, max_utilization=1.0)
+    book = RouteBook(replicas, TOPOLOGY, CATALOGUE, busy=BusyTime(max_utilization=1.0))
     book.fill(PROBLEM.offered)
     return complete(PROBLEM, book, generation=generation, solver="by hand")
 

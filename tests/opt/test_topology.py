@@ -130,9 +130,13 @@ def test_a_good_file_can_be_planned(write: Write) -> None:
 
 def test_rules_reach_the_planning_rules(write: Write) -> None:
     loaded = load_topology(
-        write(EDGE + "rules: {max_tenants: 2, horizon_s: 10.5, max_utilization: 0.7, max_moves: 3}\n")
+        write(
+            EDGE
+            + "rules: {max_tenants: 2, horizon_s: 10.5, max_utilization: 0.7, max_moves: 3, on_time_target: 0.95}\n"
+        )
     )
-    assert loaded.rules == PlanningRules(max_tenants=2, horizon_s=10.5, max_utilization=0.7, max_moves=3)
+    expected = PlanningRules(max_tenants=2, horizon_s=10.5, max_utilization=0.7, max_moves=3, on_time_target=0.95)
+    assert loaded.rules == expected
 
 
 @pytest.mark.parametrize("demand", ["", "demand:\n", "demand: []\n"])

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from epara_opt.busy import BusyTime
 from epara_opt.control.apply import apply
 from epara_opt.control.fake_planner import small_edge
 from epara_opt.control.fakes import FakeFleet
@@ -79,7 +80,7 @@ def planned(generation: int, groups: Content) -> Plan:
         for group, services in groups.items()
         for service, batch in services.items()
     ]
-    book = RouteBook(replicas, TOPOLOGY, CATALOGUE, max_utilization=1.0)
+    book = RouteBook(replicas, TOPOLOGY, CATALOGUE, busy=BusyTime(max_utilization=1.0))
     book.fill(PROBLEM.offered)
     return complete(PROBLEM, book, generation=generation, solver="by hand")
 

@@ -58,7 +58,13 @@ def make_tiny_problem(seed: int) -> PlacementProblem:
     rows = [row for s in services.values() for t, slow in TYPES.items() for row in make_rows(s, t, slow, rng)]
     asked = (rng.choice(list(services)), "s0")  # at least this
     demand = tuple(
-        Demand(service=s.name, origin=o, offered=offered(s, rng), is_streams=s.is_stream)
+        Demand(
+            service=s.name,
+            origin=o,
+            offered=offered(s, rng),
+            is_streams=s.is_stream,
+            burstiness_cv=1.0 if seed % 4 else 1.5,
+        )
         for s in services.values()
         for o in servers
         if (s.name, o) == asked or rng.random() < 0.7
@@ -74,7 +80,12 @@ def make_tiny_problem(seed: int) -> PlacementProblem:
         demand=demand,
         digest=f"tiny-{seed}",
     )
-    rules = PlanningRules(max_utilization=rng.choice((0.8, 1.0)), max_tenants=rng.choice((1, 2, 2)), horizon_s=30.0)
+    rules = PlanningRules(
+        max_utilization=rng.choice((0.8, 1.0)),
+        max_tenants=rng.choice((1, 2, 2)),
+        horizon_s=30.0,
+        on_time_target=None if seed % 4 else 0.9,
+    )
     problem = build_problem(topology, ProfileCatalogue.from_rows(rows), rules=rules)
     return replace(problem, residents=residents(problem, rng)) if rng.random() < 0.5 else problem
 
@@ -142,6 +153,7 @@ def make_chain_problem(seed: int) -> PlacementProblem:
         across_servers=True,
         max_stages=rng.choice((2, 3)),
         max_chains=12,
+        on_time_target=None if seed % 4 else 0.9,
     )
     problem = build_problem(topology, ProfileCatalogue.from_rows(rows), rules=rules)
     return replace(problem, residents=_chains_in_force(problem, rng)) if rng.random() < 0.35 else problem
