@@ -130,11 +130,13 @@ def _column_planner(*, threads: int, gap: float) -> Planner:
     if not is_installed("numba"):
         raise NoSolverError("columns cannot be used: numba is not installed (pip install 'epara-opt[planner]')")
     from epara_solvers.columns.ready import make_ready
-    from epara_solvers.planners.columns import ColumnPlanner
+    from epara_solvers.planners.columns import CONVERGED, ColumnPlanner
 
     make_ready()
     finisher = next((candidate for candidate in AUTO if not _why_not(candidate)), None)
-    return ColumnPlanner(exact=ExactPlanner(IsolatedBackend(finisher)) if finisher else None, threads=threads, gap=gap)
+    proves = 0.0 if gap <= CONVERGED else gap  # small edges are proved to the end
+    exact = ExactPlanner(IsolatedBackend(finisher), gap=proves) if finisher else None
+    return ColumnPlanner(exact=exact, threads=threads, gap=gap)
 
 
 class _RelaxationPrices:
