@@ -7,7 +7,7 @@ trusted, and those that can be recomputed must agree. Every plan passes here bef
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from epara_opt.busy import BusyTime
@@ -91,9 +91,9 @@ class _Check:
         self.down = self.problem.down if self.problem else frozenset[str]()
         demand = self.topology.demand if self.problem is None else self.problem.demand
         self.offered = {(d.service, d.origin): d.offered for d in demand if d.offered > 0}
-        self.asked_at: dict[str, list[tuple[str, float]]] = {}  # by service: origin, offered
+        self.asked_at: dict[str, dict[str, float]] = {}  # by service: origin to offered
         for (service, origin), offered in self.offered.items():
-            self.asked_at.setdefault(service, []).append((origin, offered))
+            self.asked_at.setdefault(service, {})[origin] = offered
         self.routed: dict[str, set[str]] = {}  # by replica id: origins
         for route in self.plan.routes:
             self.routed.setdefault(route.replica, set()).add(route.origin)
@@ -233,8 +233,7 @@ class _Check:
         if fills_batch(service, replica.config, near):
             return True
         num_bytes = service.request.input_bytes + service.request.output_bytes
-        routed = self.routed.get(replica.id, set())  # first: their paths are needed anyway, and mostly they are enough
-        for origin, offered in sorted(self.asked_at.get(replica.service, ()), key=lambda a: a[0] not in routed):
+        for origin, offered in self._askers_near(replica, response_ms, service.deadline_ms):
             way = self.topology.around(origin, without=self.down).to(replica.server)
             if way is not None:
                 network_ms = way.rtt_ms + 1000.0 * num_bytes / way.bandwidth_bytes_per_s  # 0 where no link is crossed
@@ -242,6 +241,18 @@ class _Check:
             if fills_batch(service, replica.config, near):
                 return True
         return False
+
+    def _askers_near(self, replica: Replica, response_ms: float, deadline_ms: float) -> Iterator[tuple[str, float]]:
+        """(origin, offered) of all whose way to a replica may be so short, those routed to it first: mostly they are
+        enough, and their paths are needed anyway. The others by the way back, whose links are as long."""
+        asked = self.asked_at.get(replica.service, {})
+        routed = self.routed.get(replica.id, set())
+        yield from ((origin, asked[origin]) for origin in sorted(routed) if origin in asked)
+        for back in self.topology.around(replica.server, without=self.down).nearest():
+            if _exceeds(back.rtt_ms + response_ms, deadline_ms):
+                return
+            if back.server in asked and back.server not in routed:
+                yield back.server, asked[back.server]
 
     def _path(self, origin: str, server: str) -> Path | None:
         """Around the servers that were down when the problem was made."""
@@ -476,7 +487,7 @@ class _Check:
             if service is None:
                 self.broken(path, "expected a service of the topology", name)
                 continue
-            asked = sum(rate for _, rate in self.asked_at.get(name, ()))
+            asked = sum(self.asked_at.get(name, {}).values())
             for key, expected, claimed, near_zero in (
                 ("goodput", served.get(name, 0.0), forecast.goodput, 0.0),
                 ("offered", asked, forecast.offered, 0.0),
