@@ -43,6 +43,7 @@ class PlanningRules:
     max_edges: int = 500_000  # demands x servers; beyond it each demand keeps the nearest servers alone, with a note
     horizon_s: float = 300.0  # a move must pay within it: what loads for load_s earns 1 - load_s / horizon_s
     max_moves: int | None = None  # groups that may load something once any group runs; None: as many as pay
+    make_before_break: bool = False  # nothing that runs stops before what comes in its place is loaded beside it
     across_servers: bool = False  # chains of stages over neighbouring servers, for what no single server can host
     max_stages: int = 4  # of a chain, which takes its head and the nearest max_stages - 1 servers that could help
     max_chains: int = 200  # per service; the best are kept, with a note
@@ -60,6 +61,11 @@ class PlanningRules:
             ("max_edges", self.max_edges >= 1, "expected >= 1"),
             ("horizon_s", 0 < self.horizon_s < math.inf, "expected a finite number > 0"),
             ("max_moves", self.max_moves is None or self.max_moves >= 0, "expected >= 0"),
+            (
+                "make_before_break",
+                not (self.make_before_break and self.across_servers),
+                "expected false with across_servers: room beside what runs is not known for chains",
+            ),
             ("max_stages", self.max_stages >= 2, "expected >= 2"),
             ("max_chains", self.max_chains >= 1, "expected >= 1"),
         ):
@@ -110,6 +116,11 @@ class Content:
     @property
     def num_devices(self) -> int:
         return sum(s.tp for s in self.stages) if self.stages else self.tp * self.pp
+
+    @property
+    def memory_bytes(self) -> int:
+        """Per device."""
+        return sum(t.memory_bytes for t in self.tenants)
 
     def pools_at(self, server: str) -> dict[tuple[str, str], int]:
         """(server, device type) to the devices it takes there, when placed at `server`, its head."""
@@ -199,7 +210,8 @@ def contents_of(
     """Every content of this device type that is not dominated, and a note if tenants had to be limited.
 
     One content dominates another of the same shape and services if no tenant has less rate, fewer edges in reach
-    (slack >= response), or needs more streams to fill its batch: it can replace the other in any plan.
+    (slack >= response), or needs more streams to fill its batch: it can replace the other in any plan. Where
+    the rules want memory to be found beside what runs, it must not need more of it either.
     """
     memory = topology.device_types[device_type].memory_bytes
     options: dict[tuple[int, int], dict[str, list[Performance]]] = {}
@@ -226,7 +238,9 @@ def contents_of(
         tried = sum(table.num_combinations(num_tenants) for _, table in tables)
         if num_tenants == 1 or (room >= 0 and tried <= TRIED_PER_KEPT * rules.max_contents):
             for shape, table in tables:
-                found.append((shape, table.undominated(num_tenants, memory, busy, at_most=room)))
+                found.append(
+                    (shape, table.undominated(num_tenants, memory, busy, at_most=room, lean=rules.make_before_break))
+                )
                 room -= len(found[-1][1])
                 if room < 0:
                     break
@@ -300,7 +314,7 @@ class _Options:
         return ways[num_tenants]
 
     def undominated(
-        self, num_tenants: int, memory: int, busy: BusyTime, *, at_most: float
+        self, num_tenants: int, memory: int, busy: BusyTime, *, at_most: float, lean: bool
     ) -> list[tuple[Performance, ...]]:
         """The combinations worth keeping, by names and then in the options' order; ends once more than `at_most`.
 
@@ -314,6 +328,8 @@ class _Options:
         for part in np.split(np.arange(len(sets)), np.flatnonzero(np.diff(chunk)) + 1):
             combo, group = self._combinations(sets[part], num_each[part])
             combo, group, mark = self._feasible(combo, group, memory, busy)
+            if lean:
+                mark = np.hstack((mark, -self.memory[combo]))
             chosen = combo[_front(group, mark)]
             found += [tuple(self.performances[i] for i in row) for row in chosen.tolist()]
             if len(found) > at_most:

@@ -271,18 +271,26 @@ def _stages(content: Content, devices: Sequence[tuple[int, ...]]) -> tuple[Stage
 
 def _devices(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> list[list[tuple[int, ...]]]:
     """Device indexes per group and stage (one stage inside a server). Raises InputError when a pool is asked for more
-    than it has."""
-    free: dict[tuple[str, str], list[int]] = {}
-    held = {place for r in problem.residents for place in r.places}
-    for server in problem.topology.servers.values():
-        for pool in server.devices:
-            order = sorted(range(pool.count), key=lambda d: ((server.name, pool.type, d) in held, d))
-            free[server.name, pool.type] = order
+    than it has.
+
+    Residents keep theirs. Others come in falling order of memory and take devices where that is free beside what runs,
+    empty ones first: so none takes room that another needs more (see epara_opt.beside).
+    """
+    free = {(s.name, p.type): list(range(p.count)) for s in problem.topology.servers.values() for p in s.devices}
+    held = {
+        (server, device_type, device): num_bytes
+        for r in problem.residents
+        for server, device_type, devices, num_bytes in r.held
+        for device in devices
+    }
     chosen: dict[int, list[tuple[int, ...]]] = {}
-    for new in (False, True):
-        for index, group in enumerate(groups):
-            if (group.resident is None) is new:
-                chosen[index] = [_take(free, index, *asked) for asked in _asked(group)]
+    order = sorted(range(len(groups)), key=lambda i: -groups[i].content.memory_bytes if held else 0)
+    for index in sorted(order, key=lambda i: groups[i].resident is None):
+        group = groups[index]
+        beside = problem.topology.device_types[group.content.device_type].memory_bytes - group.content.memory_bytes
+        for pool in group.pools if group.resident is None else ():
+            free[pool].sort(key=lambda d: (held.get((*pool, d), 0) > beside, (*pool, d) in held, d))
+        chosen[index] = [_take(free, index, *asked) for asked in _asked(group)]
     return [chosen[i] for i in range(len(groups))]
 
 

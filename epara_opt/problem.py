@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
+from epara_opt.beside import Levels, Pool, fits_in_place
 from epara_opt.busy import BusyTime
 from epara_opt.chains import Chains, Layout, chains_of
 from epara_opt.contents import (
@@ -57,6 +58,7 @@ class Resident:
     pp: int
     services: frozenset[str]
     stages: tuple[Stage, ...] = ()  # of a chain over several servers; devices are those of the first
+    memory: tuple[tuple[str, int], ...] = ()  # (service, bytes per device) of those known
 
     @property
     def places(self) -> tuple[tuple[str, str, int], ...]:
@@ -65,15 +67,31 @@ class Resident:
             return tuple((self.server, self.device_type, d) for d in self.devices)
         return tuple((s.server, s.device_type, d) for s in self.stages for d in s.devices)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Per device."""
+        return sum(num_bytes for _, num_bytes in self.memory)
+
+    @property
+    def held(self) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
+        """(server, device type, devices, bytes that it holds on each of them), per stage."""
+        if not self.stages:
+            return ((self.server, self.device_type, self.devices, self.memory_bytes),)
+        return tuple((s.server, s.device_type, s.devices, s.memory_bytes) for s in self.stages)
+
+    @property
+    def cuts(self) -> tuple[tuple[str, str, int, int, int], ...]:
+        """Of a chain's stages: server, device type, devices, layers [first, end)."""
+        return tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in self.stages)
+
     def holds(self, content: Content, server: str) -> bool:
         """Whether a group with this content at `server` could keep its devices: same pool and shape, same cuts."""
-        cuts = tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in self.stages)
         return (self.server, self.device_type, self.tp, self.pp) == (
             server,
             content.device_type,
             content.tp,
             content.pp,
-        ) and cuts == tuple((s.server, s.device_type, s.tp, s.first_layer, s.end_layer) for s in content.stages)
+        ) and self.cuts == tuple((s.server, s.device_type, s.tp, s.first_layer, s.end_layer) for s in content.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +164,50 @@ class PlacementProblem:
         """How many groups may be moves; None where the rules set no cap, or nothing runs yet."""
         return self.rules.max_moves if self.residents else None
 
+    @property
+    def staying_counts(self) -> bool:
+        """Whether it matters that a group stays where it is even if it loads in no time."""
+        return bool(self.residents) and (self.rules.max_moves is not None or self.rules.make_before_break)
+
     def is_move(self, content: Content, resident: Resident | None) -> bool:
         """Whether some tenant would have to be loaded while others already run."""
         return bool(self.residents) and (resident is None or not content.services <= resident.services)
+
+    @cached_property
+    def levels(self) -> Mapping[Pool, Levels]:
+        """What new groups need room beside, by pool, under `make_before_break`; empty without it (see beside.py)."""
+        held: dict[Pool, list[tuple[int, int]]] = {}
+        for r in self.residents if self.rules.make_before_break else ():
+            for server, device_type, devices, num_bytes in r.held:
+                held.setdefault((server, device_type), []).append((len(devices), num_bytes))
+        counts = {(s.name, p.type): p.count for s in self.topology.servers.values() for p in s.devices}
+        return {
+            pool: Levels.of(counts[pool], self.topology.device_types[pool[1]].memory_bytes, residents)
+            for pool, residents in held.items()
+            if pool in counts
+        }
+
+    def can_replace(self, content: Content, resident: Resident) -> bool:
+        """Whether what a content needs fits in a resident's place before that has left, if the rules want it so."""
+        if not self.rules.make_before_break:
+            return True
+        wanted = {t.service: t.memory_bytes for t in content.tenants}
+        memory = self.topology.device_types[content.device_type].memory_bytes
+        anew = content.num_devices > 1 and not content.services <= resident.services
+        return fits_in_place(memory, dict(resident.memory), wanted, anew=anew)
+
+    def needs_beside(self, content: Content, resident: Resident | None) -> int:
+        """Bytes per device by which a group counts against `levels`: what it needs, or what its resident leaves."""
+        return content.memory_bytes if resident is None else self.left_by(resident)
+
+    def left_by(self, resident: Resident) -> int:
+        """Bytes per device beside a resident."""
+        return self.topology.device_types[resident.device_type].memory_bytes - resident.memory_bytes
+
+    def kind(self, resident: Resident) -> tuple[object, ...]:
+        """Alike for residents of a pool that may stand for each other."""
+        held = tuple(sorted(resident.memory)) if self.rules.make_before_break else ()
+        return (resident.tp, resident.pp, tuple(sorted(resident.services)), resident.cuts, held)
 
     def useful_at(self, content: Content, server: str) -> bool:
         """Whether every tenant could serve some offered demand from this server in time, enough to fill its batch."""
@@ -277,12 +336,7 @@ def _soonest(
 
 def _layouts(residents: Sequence[Resident]) -> list[Layout]:
     """The chains in force, each once."""
-    rows = {
-        (name, tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)): None
-        for r in residents
-        for name in sorted(r.services)
-        if r.stages
-    }
+    rows = {(name, r.cuts): None for r in residents for name in sorted(r.services) if r.stages}
     return [Layout(service, stages) for service, stages in rows]
 
 
@@ -320,6 +374,7 @@ def residents_of(plan: Plan | None, topology: Topology, down: frozenset[str]) ->
             pp=r.pp,
             services=services,
             stages=r.stages,
+            memory=(*(known.memory if known else ()), (r.service, r.memory_bytes)),
         )
     # Two groups on one device happen when a planner died between two switches. The newer one stands; to the
     # program the other does not exist, and the next change retires it.

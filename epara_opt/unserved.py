@@ -253,7 +253,10 @@ class _Scarcity:
         ]
         if len(short) < len(open_options):
             free = next(o for o in open_options if o not in short)
-            return f"outbid: this plan leaves it out, though {free.device_type} are free at {free.edge.server}"
+            text = f"outbid: this plan leaves it out, though {free.device_type} are free at {free.edge.server}"
+            if (free.edge.server, free.device_type) in self._problem.levels:
+                text += "; what runs there now may leave no room to load it (rules.make_before_break)"
+            return text
         pools = sorted({(o.device_type, o.edge.server) for o in short})
         types = " and ".join(sorted({t for t, _ in pools}))
         servers = ", ".join(sorted({s for _, s in pools}))

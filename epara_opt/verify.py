@@ -38,6 +38,7 @@ def verify(
     check.inputs()
     check.groups()
     check.moves()
+    check.beside()
     check.performance()
     check.routes()
     check.time()
@@ -191,6 +192,29 @@ class _Check:
         loading = [g for g, members in self.by_group.items() if not all(self._loaded(r) for r in members)]
         if len(loading) > allowed:
             self.broken("replicas", f"expected at most {allowed} group(s) that load something", len(loading))
+
+    def beside(self) -> None:
+        """Where nothing may stop first, every device holds until the switch what runs there and what comes."""
+        if self.problem is None or not self.problem.rules.make_before_break:
+            return
+        held: dict[tuple[str, str, int], dict[tuple[str, str], int]] = {}  # per device: (group, service) to bytes
+        for resident in self.residents.values():
+            for server, device_type, devices, _ in resident.held:
+                for device in devices:
+                    mine = held.setdefault((server, device_type, device), {})
+                    mine |= {(resident.group, name): num_bytes for name, num_bytes in resident.memory}
+        for r in self.plan.replicas:
+            for *place, num_bytes in r.places:
+                mine = held.setdefault((place[0], place[1], place[2]), {})
+                mine[r.group, r.service] = max(mine.get((r.group, r.service), 0), num_bytes)
+        for (server, device_type, device), mine in sorted(held.items()):
+            there = self.topology.device_types.get(device_type)
+            if there is not None and sum(mine.values()) > there.memory_bytes:
+                law = (
+                    f"expected at most {bytes_to_gib(there.memory_bytes):.3f} GiB until the switch (make_before_break)"
+                )
+                got = f"{bytes_to_gib(sum(mine.values())):.3f} of {', '.join(sorted(s for _, s in mine))}"
+                self.broken(f"devices[{server},{device_type},{device}]", law, got)
 
     def performance(self) -> None:
         """What each replica can do, alone and in its group's company; memory; shapes its category allows."""

@@ -69,15 +69,25 @@ def make_plan(
 
 def _refined(made: Plan, problem: PlacementProblem, refine_s: float, trace: Path | None) -> Plan:
     """Neighbours of the plan held against recorded arrivals, or against some drawn from rates and burstiness."""
-    from epara_solvers.simulate.arrivals import read_requests, recorded
+    from epara_solvers.simulate.arrivals import asked_for, read_requests, recorded
     from epara_solvers.simulate.refine import Refinement, refined
     from numpy.random import default_rng
 
+    from epara_opt.errors import InputError, Violation
+
     arrivals = None
     if trace is not None:
-        requests = read_requests(trace)
-        services, end_s = problem.topology.services, requests[-1][0] + 1e-9  # observed to the last request
-        arrivals = recorded(requests, problem.demand, services, duration_s=end_s, rng=default_rng(1))
+        services = problem.topology.services
+        requests = read_requests(trace, services=services, servers=problem.topology.servers)
+        asked = asked_for(requests, problem.demand, services)
+        if not asked:
+            law = "expected requests of some service and origin that demand lists, other than streams"
+            raise InputError(Violation(path="trace", law=law, value=f"none in {len(requests)}", file=str(trace)))
+        if len(asked) < len(requests):
+            note = f"{len(requests) - len(asked)} of {len(requests)} recorded requests are of no demand, or of streams"
+            made = replace(made, notes=(*made.notes, f"{note}: left out"))
+        end_s = requests[-1][0] + 1e-9  # observed to the last request
+        arrivals = recorded(asked, problem.demand, services, duration_s=end_s, rng=default_rng(1))
     return refined(made, problem, Refinement(time_limit_s=refine_s, arrivals=arrivals))
 
 

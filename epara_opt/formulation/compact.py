@@ -30,6 +30,9 @@ Constraints
     devices[n,g]       sum_j d_jng z_j <= G_ng
     resident[n,R]      sum_p z[n,p,R] <= m_R
     moves              sum z[n,p,R] over columns with a tenant to load <= max_moves    where that rule is set
+    beside[n,g,f]      sum_j d_j z_j <= devices of (n, g) with more than f bytes free beside what runs there, over
+                       new columns that need more than f and residents kept that leave more than f free:
+                       where `make_before_break` is set; see epara_opt.beside
     time[n,p,R]        sum_l share[n,p,R,l] <= z[n,p,R]
     reach[n,p,R,l]     share[n,p,R,l] <= (D_ji / mu_ji) z[n,p,R]                       where D_ji < SCANT mu_ji; tighter
     capacity[l,n,k,t]  sum_{e: slack <= t} D_e y[e,k] <= sum_{ji of class k: r <= t} c_jit
@@ -173,6 +176,7 @@ def encode(problem: PlacementProblem, *, tighten: bool = True) -> Encoded:
     _demand_rows(uses, rows)
     _link_rows(problem, columns, uses, rows)
     _moves_row(problem, columns, rows)
+    _beside_rows(problem, columns, rows)
     return Encoded(
         problem=problem,
         program=_program(problem, columns, uses, num_shares, rows),
@@ -293,8 +297,9 @@ def _on_residents(
     """The content on each class of residents that could keep something for it."""
     for members in classes:
         loaded = tuple(problem.earning_share(t, members[0]) for t in content.tenants)
-        counted = problem.moves_allowed is not None and bool(members[0].services & content.services)
-        if members[0].holds(content, server) and (loaded != fresh or counted):
+        counted = problem.staying_counts and bool(members[0].services & content.services)
+        spares = loaded != fresh or counted
+        if spares and members[0].holds(content, server) and problem.can_replace(content, members[0]):
             yield server, content, members, loaded, min(top, len(members))
 
 
@@ -306,8 +311,7 @@ def _resident_classes(
     alike: dict[tuple[object, ...], list[Resident]] = {}
     for r in problem.residents:
         if r.server == server and r.device_type == device_type and bool(r.stages) is chains:
-            cuts = tuple((s.server, s.device_type, len(s.devices), s.first_layer, s.end_layer) for s in r.stages)
-            alike.setdefault((r.tp, r.pp, tuple(sorted(r.services)), cuts), []).append(r)
+            alike.setdefault(problem.kind(r), []).append(r)
     return [tuple(sorted(members, key=lambda r: r.group)) for _, members in sorted(alike.items())]
 
 
@@ -334,7 +338,7 @@ def _best_contents(
             if not fills_batch(problem.service(t.service), t.config, reach.demand(t.response_ms)):
                 break
             rate = min(t.work_per_s, reach.demand(t.response_ms)) if len(content.tenants) == 1 else t.work_per_s
-            mark += (float(num_edges), rate, -t.load_s)
+            mark += (float(num_edges), rate, -t.load_s, -float(t.memory_bytes) if problem.levels else 0.0)
         else:
             key = (content.tp, content.pp, tuple(t.service for t in content.tenants))
             rivals.setdefault(key, []).append((mark, content))
@@ -462,6 +466,19 @@ def _moves_row(problem: PlacementProblem, columns: Sequence[Column], rows: RowBu
         return
     moves = [c for c in columns if problem.is_move(c.content, c.residents[0] if c.residents else None)]
     rows.add("moves", [(c.index, 1.0) for c in moves], upper=float(problem.moves_allowed))
+
+
+def _beside_rows(problem: PlacementProblem, columns: Sequence[Column], rows: RowBuilder) -> None:
+    """Nested needs of devices with room beside what runs (see epara_opt.beside)."""
+    for (server, device_type), levels in problem.levels.items():
+        mine = [c for c in columns if (c.server, c.content.device_type) == (server, device_type)]
+        exceeded = [
+            levels.exceeded(problem.needs_beside(c.content, c.residents[0] if c.residents else None)) for c in mine
+        ]
+        for i, (free, devices) in enumerate(zip(levels.free_bytes, levels.devices, strict=True)):
+            terms = [(c.index, float(c.content.num_devices)) for c, n in zip(mine, exceeded, strict=True) if n > i]
+            if terms:
+                rows.add(f"beside[{server},{device_type},{free}]", terms, upper=float(devices))
 
 
 def _program(

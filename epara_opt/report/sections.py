@@ -241,6 +241,7 @@ def appendix(
             ("Rule max_contents", str(rules.max_contents)),
             ("Rule max_edges", str(rules.max_edges)),
             ("Rule horizon_s", number(rules.horizon_s)),
+            ("Rule make_before_break", "yes" if rules.make_before_break else "no"),
             ("Rule max_moves", "no limit" if rules.max_moves is None else str(rules.max_moves)),
         ]
     return [

@@ -25,7 +25,7 @@ from epara_opt.errors import NoPlanError
 from epara_opt.formulation.program import FloatArray
 from epara_opt.placement import Flow, PlacedGroup, Placement, assemble, link_reserved, link_widths, without_idle
 from epara_opt.plan import Plan, Stop
-from epara_opt.problem import Content, Edge, PlacementProblem, in_company
+from epara_opt.problem import Content, Edge, PlacementProblem, Resident, in_company
 from epara_opt.unserved import explain_unserved
 
 MAX_PLACEMENTS = 400_000
@@ -83,7 +83,7 @@ def optimum(
         for choice in itertools.product(*layouts):
             groups = (*chains, *(g for layout in choice for g in layout))
             worth |= {id(g): _worth(problem, g) for g in groups if id(g) not in worth}
-            if _within_moves(problem, groups):
+            if _may_come(problem, groups):
                 bounded.append((_upper_bound(problem, groups, worth), groups))
     bounded.sort(key=lambda bg: -bg[0])
     best, placement = 0.0, Placement(groups=(), flows=())
@@ -125,8 +125,8 @@ def _chain_sets(
 
 
 def _layouts(problem: PlacementProblem, server: str, device_type: str, count: int) -> Iterator[tuple[PlacedGroup, ...]]:
-    """Every multiset of groups to which none could be added: idle devices earn nothing. With a cap on moves every
-    multiset, for the cap may be better spent elsewhere."""
+    """Every multiset of groups to which none could be added: idle devices earn nothing. Where it matters what runs
+    now, every multiset: a cap on moves may be better spent elsewhere, room for some may have to be left by others."""
     options = _groups(problem, server, device_type)
 
     def extend(first: int, left: int, chosen: tuple[PlacedGroup, ...]) -> Iterator[tuple[PlacedGroup, ...]]:
@@ -138,15 +138,43 @@ def _layouts(problem: PlacementProblem, server: str, device_type: str, count: in
             grew = True
             if index >= first:
                 yield from extend(index, left - option.content.num_devices, (*chosen, option))
-        if not grew or problem.moves_allowed is not None:
+        if not grew or problem.moves_allowed is not None or problem.levels:
             yield chosen
 
     yield from extend(0, count, ())
 
 
-def _within_moves(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> bool:
+def _may_come(problem: PlacementProblem, groups: Sequence[PlacedGroup]) -> bool:
     allowed = problem.moves_allowed
-    return allowed is None or sum(problem.is_move(g.content, g.resident) for g in groups) <= allowed
+    if allowed is not None and sum(problem.is_move(g.content, g.resident) for g in groups) > allowed:
+        return False
+    return not problem.rules.make_before_break or all(
+        _finds_room(problem, pool, [g for g in groups if pool in g.pools])
+        for pool in {pool for g in groups for pool in g.pools}
+    )
+
+
+def _finds_room(problem: PlacementProblem, pool: tuple[str, str], groups: Sequence[PlacedGroup]) -> bool:
+    """Whether some way of giving devices to the groups of a pool has room beside what runs: every way is tried."""
+    server, device_type = pool
+    memory = problem.topology.device_types[device_type].memory_bytes
+    count = next(p.count for p in problem.topology.servers[server].devices if p.type == device_type)
+    held = [0] * count
+    for r in problem.residents:
+        for device in r.devices if (r.server, r.device_type) == pool else ():
+            held[device] += r.memory_bytes
+    taken = {d for g in groups if g.resident for d in g.resident.devices}
+    left = [d for d in range(count) if d not in taken]
+    needs = [sum(t.memory_bytes for t in g.content.tenants) for g in groups if not g.resident]
+    sizes = [g.content.num_devices for g in groups if not g.resident]
+
+    def place(index: int, left: frozenset[int]) -> bool:
+        if index == len(needs):
+            return True
+        fitting = [d for d in sorted(left) if held[d] + needs[index] <= memory]
+        return any(place(index + 1, left - set(some)) for some in itertools.combinations(fitting, sizes[index]))
+
+    return place(0, frozenset(left))
 
 
 def _groups(problem: PlacementProblem, server: str, device_type: str) -> list[PlacedGroup]:
@@ -159,8 +187,20 @@ def _groups(problem: PlacementProblem, server: str, device_type: str) -> list[Pl
             for r in problem.residents
             if (r.server, r.device_type, r.tp, r.pp, r.stages) == (server, device_type, content.tp, content.pp, ())
             and r.services & content.services
+            and _replaces(problem, content, r)
         )
     return found
+
+
+def _replaces(problem: PlacementProblem, content: Content, resident: Resident) -> bool:
+    """Where nothing may stop first: whether tenants that leave, stay and come fit together."""
+    if not problem.rules.make_before_break:
+        return True
+    held = dict(resident.memory)
+    if len(resident.devices) > 1 and not content.services <= resident.services:
+        held = {f"old {name}": num_bytes for name, num_bytes in resident.memory}  # loaded anew beside itself
+    comes = sum(max(t.memory_bytes, held.pop(t.service, 0)) for t in content.tenants)
+    return comes + sum(held.values()) <= problem.topology.device_types[content.device_type].memory_bytes
 
 
 def _contents(problem: PlacementProblem, server: str, device_type: str) -> list[Content]:
@@ -198,7 +238,8 @@ def _contents(problem: PlacementProblem, server: str, device_type: str) -> list[
                         starved |= problem.service(t.service).is_stream and t.config.batch > math.ceil(streams)
                     if not starved:
                         speed = [t.work_per_s for t in content.tenants]
-                        ranked.append((tuple(map(float, (*reach, *speed))), content))
+                        needs = [-t.memory_bytes for t in content.tenants if problem.rules.make_before_break]
+                        ranked.append((tuple(map(float, (*reach, *speed, *needs))), content))
                 found += [
                     c
                     for i, (m, c) in enumerate(ranked)

@@ -223,6 +223,11 @@ def test_rules_are_checked_at_birth(rule: str, value: float, law: str) -> None:
         PlanningRules(**{rule: value})
 
 
+def test_room_beside_what_runs_is_not_known_for_chains() -> None:
+    with pytest.raises(InputError, match=r"rules\.make_before_break: expected false with across_servers"):
+        PlanningRules(make_before_break=True, across_servers=True)
+
+
 def test_every_edge_is_found_by_its_names_and_nothing_else_is(make) -> None:
     services = [make.latency("classify"), make.latency("detect", slo_ms=5.0)]  # b is too far for detect
     rows = [make.row("classify", latency_ms=10.0), make.row("detect", latency_ms=1.0)]

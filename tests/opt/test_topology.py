@@ -132,10 +132,13 @@ def test_rules_reach_the_planning_rules(write: Write) -> None:
     loaded = load_topology(
         write(
             EDGE
-            + "rules: {max_tenants: 2, horizon_s: 10.5, max_utilization: 0.7, max_moves: 3, on_time_target: 0.95}\n"
+            + "rules: {max_tenants: 2, horizon_s: 10.5, max_utilization: 0.7, max_moves: 3, on_time_target: 0.95,\n"
+            + "  make_before_break: true}\n"
         )
     )
-    expected = PlanningRules(max_tenants=2, horizon_s=10.5, max_utilization=0.7, max_moves=3, on_time_target=0.95)
+    expected = PlanningRules(
+        max_tenants=2, horizon_s=10.5, max_utilization=0.7, max_moves=3, on_time_target=0.95, make_before_break=True
+    )
     assert loaded.rules == expected
 
 

@@ -237,6 +237,7 @@ def _chains_in_force(problem: PlacementProblem, rng: random.Random) -> tuple[Res
                     tp=1,
                     pp=1,
                     services=small.services,
+                    memory=tuple((t.service, t.memory_bytes) for t in small.tenants),
                 )
             )
     return tuple(found)
@@ -342,6 +343,7 @@ def residents(problem: PlacementProblem, rng: random.Random) -> tuple[Resident, 
                         tp=content.tp,
                         pp=content.pp,
                         services=content.services,
+                        memory=tuple((t.service, t.memory_bytes) for t in content.tenants),
                     )
                 )
     return tuple(found)

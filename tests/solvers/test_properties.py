@@ -32,12 +32,13 @@ FEW = settings(EXAMPLES, max_examples=20)
 SHORT = Budget(steps=40, rounds=120)
 MOST_PLACEMENTS = 400
 Make = Callable[[int], PlacementProblem]
+Bent = tuple[int, dict[str, float], float, float, int | None, bool]
 
 
 @st.composite
-def edges(draw: st.DrawFn) -> tuple[int, dict[str, float], float, float, int | None]:
+def edges(draw: st.DrawFn) -> Bent:
     """A seed of a tiny edge (its servers, links, services of all categories, residents), and how it is bent:
-    weights by powers of ten, demand, bandwidth, a cap on moves."""
+    weights by powers of ten, demand, bandwidth, a cap on moves, whether room must be found beside what runs."""
     weights = {str(i): 10.0 ** draw(st.integers(-6, 6)) if draw(st.booleans()) else 1.0 for i in range(4)}
     return (
         draw(st.integers(0, 300)),
@@ -45,11 +46,12 @@ def edges(draw: st.DrawFn) -> tuple[int, dict[str, float], float, float, int | N
         draw(st.sampled_from((0.01, 1.0, 1.0, 10.0, 1_000.0))),
         draw(st.sampled_from((0.1, 1.0, 1.0))),
         draw(st.sampled_from((None, None, 0, 1, 2))),
+        draw(st.booleans()),
     )
 
 
-def bent(make: Make, edge: tuple[int, dict[str, float], float, float, int | None]) -> PlacementProblem:
-    seed, weights, load, width, max_moves = edge
+def bent(make: Make, edge: Bent) -> PlacementProblem:
+    seed, weights, load, width, max_moves, beside = edge
     usual = make(seed)
     services = {
         n: replace(s, weight=s.weight * weights[n.rpartition("-")[2]]) for n, s in usual.topology.services.items()
@@ -57,7 +59,7 @@ def bent(make: Make, edge: tuple[int, dict[str, float], float, float, int | None
     links = tuple(replace(k, bandwidth_bytes_per_s=k.bandwidth_bytes_per_s * width) for k in usual.topology.links)
     topology = replace(usual.topology, services=services, links=links, digest="")
     demand = [replace(d, offered=d.offered if d.is_streams else d.offered * load) for d in usual.demand]
-    rules = replace(usual.rules, max_moves=max_moves)
+    rules = replace(usual.rules, max_moves=max_moves, make_before_break=beside)
     problem = build_problem(topology, usual.catalogue, rules=rules, demand=demand)
     return replace(problem, residents=usual.residents)
 

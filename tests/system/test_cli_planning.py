@@ -63,6 +63,60 @@ def test_the_solvers_on_this_machine_are_listed(epara):
     assert {"mathopt-highs", "mathopt-scip", "pulp-cbc", "cpsat", "greedy"} <= names
 
 
+def test_a_plan_is_refined_for_drawn_and_for_recorded_arrivals(epara):
+    edge = EXAMPLES / "testbed.yaml"
+    once = ("plan", edge, "--time-limit", 3, "--refine", 1)
+    drawn = epara(*once, "--json")
+    assert drawn.code == 0
+    assert any("held-out" in note for note in drawn.json["notes"])
+    shown = epara("topology", "show", edge, "--json").json
+    demand = [(d["service"], d["origin"]) for d in yaml.safe_load(edge.read_text())["demand"]]
+    rows = [f"{i * 0.05:.2f},{s},{o}" for i, (s, o) in enumerate(demand * 400)]
+    (epara.folder / "day.csv").write_text("\n".join(["arrival_s,service,origin", *rows]) + "\n")
+    recorded = epara(*once, "--trace", "day.csv", "--json")
+    assert recorded.code == 0, recorded
+    assert any("held-out" in note for note in recorded.json["notes"])
+    assert shown["categories"].keys() == {f["service"] for f in recorded.json["predicted"]["services"]}
+    (epara.folder / "day.csv").write_text(f"arrival_s,service,origin\n0.1,zebra,{demand[0][1]}\n")
+    refused = epara(*once, "--trace", "day.csv", "--json")
+    assert refused.code == 2
+    assert "zebra" in json.dumps(refused.json["error"])
+    origin = next(o for s, o in demand if s == "chat-7b")
+    other = next(o for _, o in demand if ("chat-7b", o) not in demand)
+    calls = [*(f"{i}.5,chat-7b,{origin}" for i in range(40)), f"0.7,chat-7b,{other}"]
+    (epara.folder / "day.csv").write_text("\n".join(["arrival_s,service,origin", *calls]) + "\n")
+    partly = epara(*once, "--trace", "day.csv", "--json")
+    assert any(n.startswith("1 of 41 recorded requests are of no demand") for n in partly.json["notes"])
+    (epara.folder / "day.csv").write_text(f"arrival_s,service,origin\n0.7,chat-7b,{other}\n")
+    assert "none in 1" in json.dumps(epara(*once, "--trace", "day.csv", "--json").json["error"])
+    assert epara("plan", edge, "--trace", "day.csv").code == 2  # only together with --refine
+
+
+def test_promises_under_bursts_are_asked_for_on_the_command_line(epara):
+    edge = EXAMPLES / "testbed.yaml"
+    usual = epara("plan", edge, "--time-limit", 3, "--json").json
+    honest = epara("plan", edge, "--time-limit", 3, "--on-time-target", 0.95, "--json").json
+    assert honest["objective"] <= usual["objective"] * (1 + 1e-6)
+    assert epara("plan", edge, "--on-time-target", 0.5, "--json").json["error"]["violations"][0]["path"] == (
+        "rules.on_time_target"
+    )
+
+
+def test_under_make_before_break_no_stage_makes_room(epara):
+    """The rule in YAML, from a plan in force that fills every device, after what is asked for has changed."""
+    edge = yaml.safe_load((EXAMPLES / "testbed.yaml").read_text())
+    assert epara("plan", EXAMPLES / "testbed.yaml", "--time-limit", 3, "--out", "one.json").code == 0
+    edge["profiles"] = str(EXAMPLES / edge["profiles"])
+    edge["rules"] = {**edge.get("rules", {}), "make_before_break": True}
+    for i, d in enumerate(edge["demand"]):
+        d |= {key: value * (3 if i % 2 else 1) for key, value in d.items() if isinstance(value, int | float)}
+    (epara.folder / "later.yaml").write_text(yaml.safe_dump(edge))
+    done = epara("plan", "later.yaml", "--time-limit", 3, "--previous", "one.json", "--json")
+    assert done.code == 0, done
+    assert any(a["kind"] == "prepare" for a in done.json["actions"])
+    assert not any("make room" in json.dumps(a) for a in done.json["actions"])
+
+
 GRAPHML = """<?xml version="1.0" encoding="utf-8"?>
 <graphml xmlns="http://graphml.graphdrawing.org/xmlns">
   <key attr.name="Latitude" attr.type="double" for="node" id="lat" />

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from epara_solvers.columns.sifting import sift
+from epara_solvers.columns.sifting import Sifted, sift
 
 from epara_opt.edges import EdgeTable
 from epara_opt.problem import Content, PlacementProblem, Resident
@@ -62,7 +62,11 @@ class Arrays(NamedTuple):
     column_loaded: I8  # (K,) bit t: tenant t is loaded in the class
     column_max: I32  # (K,) groups that demand can fill
     column_first: I32  # (K, T) first edge fast enough for the tenant
+    column_moves: I8  # (K,) 1: it loads something, where moves are counted
+    column_exceeds: I32  # (K,) levels of its pool (epara_opt.beside) that are too little for it
     class_size: I64  # (R,) residents of a class
+    level_start: I64  # (Q + 1,) levels of a pool
+    level_devices: I64  # devices with more than a level free beside what runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ def ground_of(problem: PlacementProblem) -> Ground:
     types = sorted(problem.contents)
     contents = tuple(c for g in types for c in sorted(problem.contents[g], key=_shape_and_services))
     width = max((len(c.tenants) for c in contents), default=1)
+    beside = bool(problem.levels)  # whether memory beside what runs matters
     rows = _content_rows(problem, contents, service_index, width)
     type_start = np.zeros(len(types) + 1, dtype=np.int64)
     type_start[1:] = np.cumsum([len(problem.contents[g]) for g in types])
@@ -107,10 +112,13 @@ def ground_of(problem: PlacementProblem) -> Ground:
     class_pool = np.array([pools.index((c[0].server, c[0].device_type)) for c in classes], dtype=np.int64)
     class_start = np.searchsorted(class_pool, np.arange(len(pools) + 1))
     class_services = np.zeros((len(classes), max(1, len(table.services))), dtype=np.bool_)
+    class_memory = np.zeros((len(classes), max(1, len(table.services)) + 1))  # the last: of services nobody asks for
     for i, members in enumerate(classes):
         for name in members[0].services:
             if name in service_index:
                 class_services[i, service_index[name]] = True
+        for name, num_bytes in members[0].memory if beside else ():
+            class_memory[i, service_index.get(name, len(table.services))] += num_bytes
     sifted = sift(
         pool_server=pool_server,
         pool_devices=pool_devices,
@@ -123,10 +131,12 @@ def ground_of(problem: PlacementProblem) -> Ground:
         content_work=rows.work,
         content_load=rows.load_s,
         content_streams=rows.streams,
-        # Keeping a tenant spares its load or, where those are counted, a move.
-        content_spared=(rows.fresh < 1.0) | (problem.moves_allowed is not None),
+        # Keeping a tenant spares its load, a move where those are counted, or room beside what runs.
+        content_spared=(rows.fresh < 1.0) | problem.staying_counts,
         content_tp=np.array([c.tp for c in contents], dtype=np.int64),
         content_pp=np.array([c.pp for c in contents], dtype=np.int64),
+        content_memory=rows.memory if beside else np.zeros_like(rows.work),
+        pool_memory=np.array([problem.topology.device_types[g].memory_bytes for _, g in pools], dtype=np.float64),
         seg_at=seg_at,
         seg_start=seg_start,
         edge_slack=table.slack_ms,
@@ -135,7 +145,9 @@ def ground_of(problem: PlacementProblem) -> Ground:
         class_shape=np.array([(c[0].tp, c[0].pp) for c in classes], dtype=np.int64).reshape(-1, 2),
         class_size=np.array([len(c) for c in classes], dtype=np.int64),
         class_services=class_services,
+        class_memory=class_memory,
     )
+    level_start, level_devices = _levels(problem, pools)
     server_pool = np.searchsorted(pool_server, np.arange(len(table.servers) + 1)).astype(np.int64)
     return Ground(
         problem=problem,
@@ -175,7 +187,11 @@ def ground_of(problem: PlacementProblem) -> Ground:
             column_loaded=sifted.loaded,
             column_max=sifted.max_groups,
             column_first=sifted.first,
+            column_moves=_moves(problem, sifted, rows.service, class_services),
+            column_exceeds=_exceeded(problem, sifted, contents, pools, classes),
             class_size=np.array([len(c) for c in classes], dtype=np.int64),
+            level_start=level_start,
+            level_devices=level_devices,
         ),
     )
 
@@ -195,6 +211,7 @@ class _ContentRows:
     worth: F64
     fresh: F64
     load_s: F64
+    memory: F64  # bytes per device; 0 where there is no tenant
     streams: F64  # that must be in reach to fill a batch; 0 where waiting fills it
 
 
@@ -211,6 +228,7 @@ def _content_rows(
         worth=np.zeros(shape),
         fresh=np.zeros(shape),
         load_s=np.zeros(shape),
+        memory=np.zeros(shape),
         streams=np.zeros(shape),
     )
     last: tuple[str, int, int, int, tuple[str, ...]] | None = None
@@ -228,6 +246,7 @@ def _content_rows(
             rows.worth[i, t] = service.weight
             rows.fresh[i, t] = problem.earning_share(tenant, None)
             rows.load_s[i, t] = tenant.load_s
+            rows.memory[i, t] = tenant.memory_bytes
             rows.streams[i, t] = tenant.config.batch if service.is_stream else 0
     return rows
 
@@ -247,16 +266,54 @@ def _segments(table: EdgeTable) -> tuple[I64, I32, I64, I32]:
 
 
 def _classes(problem: PlacementProblem, pools: Sequence[tuple[str, str]]) -> tuple[tuple[Resident, ...], ...]:
-    """Residents that are alike (same pool, shape and services), in the order of pools."""
-    alike: dict[tuple[str, str], dict[tuple[int, int, tuple[str, ...]], list[Resident]]] = {}
+    """Residents that are alike, in the order of pools."""
+    alike: dict[tuple[str, str], dict[tuple[object, ...], list[Resident]]] = {}
     for r in problem.residents:
         if r.stages:
             continue  # a chain over several servers is no column of a pool
-        alike.setdefault((r.server, r.device_type), {}).setdefault((r.tp, r.pp, tuple(sorted(r.services))), []).append(
-            r
-        )
+        alike.setdefault((r.server, r.device_type), {}).setdefault(problem.kind(r), []).append(r)
     return tuple(
         tuple(sorted(members, key=lambda r: r.group))
         for pool in pools
         for _, members in sorted(alike.get(pool, {}).items())
     )
+
+
+def _moves(problem: PlacementProblem, sifted: Sifted, service: I32, class_services: npt.NDArray[np.bool_]) -> I8:
+    """(K,) as the problem counts moves; all 0 where it does not."""
+    if problem.moves_allowed is None:
+        return np.zeros(len(sifted.content), dtype=np.int8)
+    held = np.zeros((len(class_services) + 1, class_services.shape[1] + 1), dtype=np.bool_)  # the last row: new
+    held[:-1, :-1] = class_services
+    held[:, -1] = True  # no tenant
+    loaded = held[sifted.resident_class[:, None], service[sifted.content]]
+    return (~loaded.all(axis=1)).astype(np.int8)
+
+
+def _levels(problem: PlacementProblem, pools: Sequence[tuple[str, str]]) -> tuple[I64, I64]:
+    """Where the levels of each pool begin (Q + 1,), and the devices above each."""
+    devices = [problem.levels[pool].devices if pool in problem.levels else () for pool in pools]
+    start = np.concatenate(([0], np.cumsum([len(d) for d in devices]))).astype(np.int64)
+    return start, np.array([d for some in devices for d in some], dtype=np.int64)
+
+
+def _exceeded(
+    problem: PlacementProblem,
+    sifted: Sifted,
+    contents: Sequence[Content],
+    pools: Sequence[tuple[str, str]],
+    classes: Sequence[tuple[Resident, ...]],
+) -> I32:
+    """(K,) how many levels of its pool are too little for a column."""
+    exceeded = np.zeros(len(sifted.content), dtype=np.int32)
+    if not problem.levels:
+        return exceeded
+    new = np.array([problem.needs_beside(c, None) for c in contents], dtype=np.int64)
+    kept = np.array([*(problem.left_by(members[0]) for members in classes), 0], dtype=np.int64)
+    for q, pool in enumerate(pools):
+        if pool in problem.levels:
+            mine = slice(sifted.pool_column[q], sifted.pool_column[q + 1])
+            kind = sifted.resident_class[mine]
+            needs = np.where(kind < 0, new[sifted.content[mine]], kept[kind])
+            exceeded[mine] = np.searchsorted(problem.levels[pool].free_bytes, needs)
+    return exceeded

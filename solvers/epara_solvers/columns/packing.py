@@ -26,6 +26,7 @@ from numba import njit
 
 MAX_FLOWS = 96  # edges that one group serves; the rest of its reach is left to others
 NOTHING = 1e-9  # relative: less work than this part of a demand is not worth a flow
+NO_CAP = 1 << 60  # on moves
 MAX_RUINED = 6  # servers taken apart in one round
 
 
@@ -43,9 +44,11 @@ class Packing(NamedTuple):
     link_left: npt.NDArray[np.float64]  # (H,)
     devices_left: npt.NDArray[np.int64]  # (Q,)
     class_left: npt.NDArray[np.int64]  # (R,)
+    level_left: npt.NDArray[np.int64]  # devices above each level of each pool: see Arrays.level_start
+    moves_left: npt.NDArray[np.int64]  # (1,)
 
 
-def empty_packing(a: Arrays) -> Packing:
+def empty_packing(a: Arrays, moves_allowed: int | None = None) -> Packing:
     """Nothing placed."""
     slots = np.concatenate(([0], np.cumsum(a.pool_devices))).astype(np.int64)
     num, width = int(slots[-1]), MAX_FLOWS
@@ -61,6 +64,8 @@ def empty_packing(a: Arrays) -> Packing:
         link_left=a.link_width.copy(),
         devices_left=a.pool_devices.copy(),
         class_left=a.class_size.copy(),
+        level_left=a.level_devices.copy(),
+        moves_left=np.array([NO_CAP if moves_allowed is None else moves_allowed], dtype=np.int64),
     )
 
 
@@ -79,6 +84,8 @@ def spare_packing(num_slots: int) -> Packing:
         link_left=nothing,
         devices_left=none,
         class_left=none,
+        level_left=none,
+        moves_left=none,
     )
 
 
@@ -181,15 +188,40 @@ def book(a, s, x, sign):
 
 
 @njit(cache=True, nogil=True)
+def occupy(a, s, q, k, sign):
+    """Take what a group of column k takes of pool q, and of what is counted (sign 1), or give it back (-1)."""
+    size = sign * a.content_devices[a.column_content[k]]
+    s.devices_left[q] -= size
+    if a.column_class[k] >= 0:
+        s.class_left[a.column_class[k]] -= sign
+    first = a.level_start[q]
+    for level in range(first, first + a.column_exceeds[k]):
+        s.level_left[level] -= size
+    s.moves_left[0] -= sign * a.column_moves[k]
+
+
+@njit(cache=True, nogil=True)
+def has_room(a, s, q, k):
+    """Whether one more group of column k may stand in pool q."""
+    size = a.content_devices[a.column_content[k]]
+    kind = a.column_class[k]
+    if size > s.devices_left[q] or (kind >= 0 and s.class_left[kind] == 0) or a.column_moves[k] > s.moves_left[0]:
+        return False
+    first = a.level_start[q]
+    for level in range(first, first + a.column_exceeds[k]):  # noqa: SIM110 - numba knows no all()
+        if size > s.level_left[level]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
 def clear_slot(a, s, q, x):
     """Empty a slot; what it served is left again."""
     k = s.column[x]
     if k < 0:
         return
     book(a, s, x, -1.0)
-    s.devices_left[q] += a.content_devices[a.column_content[k]]
-    if a.column_class[k] >= 0:
-        s.class_left[a.column_class[k]] += 1
+    occupy(a, s, q, k, -1)
     s.column[x] = -1
     s.num_flows[x] = 0
     s.gain[x] = 0.0
@@ -216,9 +248,7 @@ def restore_slot(a, s, q, x, spare, at):
     if k < 0:
         return
     book(a, s, x, 1.0)
-    s.devices_left[q] -= a.content_devices[a.column_content[k]]
-    if a.column_class[k] >= 0:
-        s.class_left[a.column_class[k]] -= 1
+    occupy(a, s, q, k, 1)
 
 
 @njit(cache=True, nogil=True)
@@ -263,9 +293,7 @@ def fill_slot(a, b, s, n, q, x, k):
     s.column[x] = k
     s.num_flows[x] = num
     s.gain[x] = gain
-    s.devices_left[q] -= a.content_devices[c]
-    if a.column_class[k] >= 0:
-        s.class_left[a.column_class[k]] -= 1
+    occupy(a, s, q, k, 1)
     return gain
 
 
@@ -307,7 +335,7 @@ def choose(a, b, s, n, list_start, listed, noise, rng):
     width = a.content_service.shape[1]
     services, works, worths = a.content_service.ravel(), a.content_work.ravel(), a.content_worth.ravel()
     fresh, content_devices, column_content = b.fresh, a.content_devices, a.column_content
-    column_loaded, column_class, class_left = a.column_loaded, a.column_class, s.class_left
+    column_loaded = a.column_loaded
     least_q, most, gains = b.least_q, b.most, b.gains
     first_seg = a.server_seg[n]
     content_service, content_work, content_worth, content_fresh = (
@@ -321,14 +349,13 @@ def choose(a, b, s, n, list_start, listed, noise, rng):
     b_rate, b_value, nothing, no_work = b.rate, b.value, b.nothing, b.no_work
     best_k, best_q, best_score = -1, -1, 0.0
     for q in range(a.server_pool[n], a.server_pool[n + 1]):
-        left = s.devices_left[q]
-        if left == 0:
+        if s.devices_left[q] == 0:
             continue
         for j in range(list_start[q], list_start[q + 1]):
             k = listed[j]
             c = column_content[k]
             size = content_devices[c]
-            if size > left or (column_class[k] >= 0 and class_left[column_class[k]] == 0):
+            if not has_room(a, s, q, k):
                 continue
             loaded = column_loaded[k]
             limit = 0.0  # pricing.most_of_a_copy, by hand
@@ -453,9 +480,7 @@ def put(a, s, q, k, edges, tenants, rates):
     s.column[x] = k
     s.num_flows[x] = num
     s.gain[x] = gain
-    s.devices_left[q] -= a.content_devices[c]
-    if a.column_class[k] >= 0:
-        s.class_left[a.column_class[k]] -= 1
+    occupy(a, s, q, k, 1)
 
 
 @njit(cache=True, nogil=True)

@@ -34,7 +34,7 @@ class Repacker:
     def __init__(self, ground: Ground, *, seed: int, threads: int = 1) -> None:
         a = ground.arrays
         self.ground = ground
-        self.packing = packing.empty_packing(a)
+        self.packing = packing.empty_packing(a, ground.problem.moves_allowed)
         self.best: Packing | None = None
         self.best_value = -1.0
         self.stop = np.zeros(1, dtype=np.int64)
@@ -109,7 +109,7 @@ class Repacker:
             mine = first + np.flatnonzero(a.column_class[first:last] == kind)
             for member in members:
                 k = self._likest(mine, held.get(member.group, {}))
-                if k >= 0 and self.packing.devices_left[q] >= a.content_devices[a.column_content[k]]:
+                if k >= 0 and packing.has_room(a, self.packing, q, k):
                     asked = self._asked(k, member.server, routes.get(member.group, []), grown)
                     packing.put(a, self.packing, q, k, *asked)
 
@@ -248,6 +248,7 @@ class Repacker:
         """What parts have left is left of the whole."""
         np.sum([p.demand_left for p in parts], axis=0, out=self.packing.demand_left)
         np.sum([p.link_left for p in parts], axis=0, out=self.packing.link_left)
+        np.sum([p.moves_left for p in parts], axis=0, out=self.packing.moves_left)
 
     def _parts(self, region: I8) -> list[Packing]:
         """The packing as each region sees it: the same slots, and its own share of what is left."""
@@ -263,6 +264,7 @@ class Repacker:
                 self.packing._replace(
                     demand_left=np.where(home == i, self.packing.demand_left, 0.0),
                     link_left=self.packing.link_left * share,
+                    moves_left=(self.packing.moves_left + i) // self._threads,
                 )
             )
         return parts

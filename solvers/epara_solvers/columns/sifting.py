@@ -53,6 +53,8 @@ def _sift(
     content_spared,
     content_tp,
     content_pp,
+    content_memory,
+    pool_memory,
     seg_at,
     seg_start,
     edge_slack,
@@ -61,6 +63,7 @@ def _sift(
     class_shape,
     class_size,
     class_services,
+    class_memory,
 ):
     num_pools, width = len(pool_server), content_service.shape[1]
     tail = np.zeros(len(edge_slack))  # demand from an edge to the end of its segment
@@ -87,7 +90,7 @@ def _sift(
             while stop < end and content_group[stop] == content_group[c]:
                 stop += 1
             # contents c..stop differ only in configurations
-            marks = np.empty((stop - c, 3 * width))
+            marks = np.empty((stop - c, 4 * width))
             firsts = np.empty((stop - c, width), dtype=np.int32)
             fills = np.empty(stop - c)
             good = np.zeros(stop - c, dtype=np.bool_)
@@ -101,9 +104,7 @@ def _sift(
                 fill = 0.0
                 for t in range(width):
                     first[t] = 0
-                    marks[i - c, 3 * t] = 0.0
-                    marks[i - c, 3 * t + 1] = 0.0
-                    marks[i - c, 3 * t + 2] = 0.0
+                    marks[i - c, 4 * t : 4 * t + 4] = 0.0
                     service = content_service[i, t]
                     if service < 0:
                         continue
@@ -122,11 +123,12 @@ def _sift(
                         break
                     first[t] = at
                     fill += demand / content_work[i, t]
-                    marks[i - c, 3 * t] = hi - at
-                    marks[i - c, 3 * t + 1] = (
+                    marks[i - c, 4 * t] = hi - at
+                    marks[i - c, 4 * t + 1] = (
                         min(content_work[i, t], demand) if num_tenants == 1 else content_work[i, t]
                     )
-                    marks[i - c, 3 * t + 2] = -content_load[i, t]
+                    marks[i - c, 4 * t + 2] = -content_load[i, t]
+                    marks[i - c, 4 * t + 3] = -content_memory[i, t]
                 if ok:
                     good[i - c] = True
                     firsts[i - c] = first
@@ -140,7 +142,7 @@ def _sift(
                         continue
                     at_least = True
                     same = True
-                    for m in range(3 * width):
+                    for m in range(4 * width):
                         if marks[j - c, m] < marks[i - c, m]:
                             at_least = False
                             break
@@ -175,6 +177,20 @@ def _sift(
                             if service >= 0 and class_services[k, service] and content_spared[i, t]:
                                 loaded |= 1 << t
                         if loaded == 0:
+                            continue
+                        together = 0.0  # on each device until the switch: see epara_opt.beside.fits_in_place
+                        for service in range(class_memory.shape[1]):
+                            together += class_memory[k, service]
+                        anew = False
+                        for t in range(width):
+                            service = content_service[i, t]
+                            anew = anew or (content_devices[i] > 1 and service >= 0 and not class_services[k, service])
+                        for t in range(width):
+                            service = content_service[i, t]
+                            if service >= 0:
+                                held = 0.0 if anew else class_memory[k, service]
+                                together += max(0.0, content_memory[i, t] - held)
+                        if together > pool_memory[q]:
                             continue
                         most = min(top, class_size[k])
                     if num == size:

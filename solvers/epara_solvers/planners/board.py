@@ -25,6 +25,8 @@ class Move:
     carried: tuple[tuple[int, float], ...]  # index of the site's edge, work
     gain: float
 
+    exceeded: int  # levels of the pool that are too little for it
+
     @property
     def pool(self) -> tuple[str, str]:
         return self.site.server, self.content.device_type
@@ -40,6 +42,7 @@ class Board:
         self.devices_left = {
             (s.name, p.type): p.count for s in ground.problem.topology.servers.values() for p in s.devices
         }
+        self._room = {pool: np.array(levels.devices) for pool, levels in ground.problem.levels.items()}  # per level
         self.moves: dict[int, Move] = {}  # by number, in the order made
         self._made = 0
         self._kept: set[str] = set()  # residents in use
@@ -59,6 +62,9 @@ class Board:
                 continue
             free = self.devices_left[site.server, options.device_type]
             scores = np.where(options.num_devices <= free, options.scores(before), 0.0)
+            if (room := self._room.get((site.server, options.device_type))) is not None:
+                least = np.concatenate(([free], np.minimum.accumulate(room)))
+                scores = np.where(options.num_devices <= least[options.exceeded], scores, 0.0)
             if self._moves_left < 1:
                 scores = np.where(options.is_move, 0.0, scores)
             if per_device:
@@ -66,13 +72,13 @@ class Board:
             for i in _largest(scores, TRIED_EXACTLY):
                 if scores[i] <= 0.0 or (found is not None and scores[i] <= found[0]):
                     break
-                move = self._move(site, options.contents[i], options.resident)
+                move = self._move(site, options.contents[i], options.resident, int(options.exceeded[i]))
                 score = move.gain / move.content.num_devices if per_device else move.gain
                 if score > 0.0 and (found is None or score > found[0]):
                     found = (score, move)
         return found
 
-    def _move(self, site: Site, content: Content, resident: Resident | None) -> Move:
+    def _move(self, site: Site, content: Content, resident: Resident | None, exceeded: int) -> Move:
         """Fill one group: tenants by value per time, each from its nearest origins outward."""
         problem = self.ground.problem
         values = [problem.service(t.service).weight * problem.earning_share(t, resident) for t in content.tenants]
@@ -100,11 +106,11 @@ class Board:
                 room -= rate
                 gain += values[i] * rate
             time_left = max(0.0, room / tenant.work_per_s)
-        return Move(site=site, content=content, resident=resident, carried=tuple(carried), gain=gain)
+        return Move(site=site, content=content, resident=resident, carried=tuple(carried), gain=gain, exceeded=exceeded)
 
     def make(self, move: Move) -> None:
         self._take(move, 1.0)
-        self.devices_left[move.pool] -= move.content.num_devices
+        self._occupy(move, 1)
         self._moves_left -= self.ground.problem.is_move(move.content, move.resident)
         if move.resident is not None:
             self._kept.add(move.resident.group)
@@ -114,11 +120,16 @@ class Board:
     def take_back(self, number: int) -> Move:
         move = self.moves.pop(number)
         self._take(move, -1.0)
-        self.devices_left[move.pool] += move.content.num_devices
+        self._occupy(move, -1)
         self._moves_left += self.ground.problem.is_move(move.content, move.resident)
         if move.resident is not None:
             self._kept.discard(move.resident.group)
         return move
+
+    def _occupy(self, move: Move, sign: int) -> None:
+        self.devices_left[move.pool] -= sign * move.content.num_devices
+        if move.exceeded:
+            self._room[move.pool][: move.exceeded] -= sign * move.content.num_devices
 
     def _take(self, move: Move, sign: float) -> None:
         site = move.site

@@ -68,6 +68,7 @@ class Options:
     contents: tuple[Content, ...]  # (K,)
     num_devices: IntArray  # (K,)
     is_move: BoolArray  # (K,) as the problem counts moves
+    exceeded: IntArray  # (K,) levels of its pool (epara_opt.beside) that are too little for it
     first: IntArray  # (K, T) where a tenant's reach begins among the site's edges; tenants by value per time
     last: IntArray  # (K, T) where it ends
     work_per_s: FloatArray  # (K, T)
@@ -174,7 +175,7 @@ def _site(
         first, useful = _reach(table, slack, before, starts, ends, pool.count)
         held = [r for r in problem.residents if (r.server, r.device_type) == (server, pool.type) and not r.stages]
         for resident in (None, *held):
-            made = _options(problem, pool.type, table, first, ends, useful, resident)
+            made = _options(problem, server, pool.type, table, first, ends, useful, resident)
             if made.contents:
                 options.append(made)
     return Site(
@@ -206,6 +207,7 @@ def _reach(
 
 def _options(
     problem: PlacementProblem,
+    server: str,
     device_type: str,
     table: ContentTable,
     first: IntArray,
@@ -222,6 +224,7 @@ def _options(
                 for i in chosen.tolist()
                 if (table.contents[i].tp, table.contents[i].pp) == (resident.tp, resident.pp)
                 and table.contents[i].services & resident.services
+                and problem.can_replace(table.contents[i], resident)
             ],
             dtype=np.int64,
         )
@@ -239,8 +242,18 @@ def _options(
         contents=tuple(table.contents[i] for i in chosen.tolist()),
         num_devices=table.num_devices[chosen],
         is_move=np.array([problem.is_move(table.contents[i], resident) for i in chosen.tolist()], dtype=np.bool_),
+        exceeded=_exceeded(problem, (server, device_type), [table.contents[i] for i in chosen.tolist()], resident),
         first=np.take_along_axis(first[chosen], order, axis=1),
         last=np.take_along_axis(ends[table.service[chosen]], order, axis=1),
         work_per_s=np.take_along_axis(work, order, axis=1),
         value_per_work=np.take_along_axis(value, order, axis=1),
     )
+
+
+def _exceeded(
+    problem: PlacementProblem, pool: tuple[str, str], contents: Sequence[Content], resident: Resident | None
+) -> IntArray:
+    levels = problem.levels.get(pool)
+    if levels is None:
+        return np.zeros(len(contents), dtype=np.int64)
+    return np.array([levels.exceeded(problem.needs_beside(c, resident)) for c in contents], dtype=np.int64)

@@ -35,8 +35,8 @@ class _Shift:
 
 def spread(problem: PlacementProblem, placement: Placement, *, time_is_up: Callable[[], bool]) -> Placement:
     """The same value on more devices. Returns the placement itself where nothing is to be had."""
-    if problem.moves_allowed is not None:
-        return placement  # every shift is a move, and moves are counted
+    if problem.moves_allowed is not None or problem.levels:
+        return placement  # every shift is a move, and moves are counted or must find room beside what runs
     free = _free_devices(problem, placement)
     if time_is_up() or not any(free.values()):
         return placement

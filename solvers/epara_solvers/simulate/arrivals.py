@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,8 +159,19 @@ def _merged(
     )
 
 
-def read_requests(path: Path | str) -> list[tuple[float, str, str]]:
-    """A recorded list: CSV with the columns arrival_s, service, origin. Raises InputError with every bad line."""
+def asked_for(
+    requests: Sequence[tuple[float, str, str]], demand: Sequence[Demand], services: Mapping[str, Service]
+) -> list[tuple[float, str, str]]:
+    """The requests that `recorded` would take: of what the demand asks for, and of no stream."""
+    asked = {(d.service, d.origin) for d in demand if not services[d.service].is_stream}
+    return [r for r in requests if r[1:] in asked]
+
+
+def read_requests(
+    path: Path | str, *, services: Container[str], servers: Container[str]
+) -> list[tuple[float, str, str]]:
+    """A recorded list: CSV with the columns arrival_s, service, origin, all of names that are known. Raises InputError
+    with every bad line."""
     path = Path(path)
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
@@ -181,11 +192,17 @@ def read_requests(path: Path | str) -> list[tuple[float, str, str]]:
             at_s, service, origin = float(row[0]), row[1], row[2]
         except (IndexError, ValueError):
             at_s, service, origin = math.nan, "", ""
-        if math.isfinite(at_s) and at_s >= 0 and len(row) == len(COLUMNS):
-            found.append((at_s, service, origin))
-        else:
+        if not (math.isfinite(at_s) and at_s >= 0 and len(row) == len(COLUMNS)):
             law = "expected an instant >= 0, a service and an origin"
             bad.append(Violation(path="row", law=law, value=",".join(row), file=str(path), line=i))
+        elif service not in services:
+            law = "expected a service of the topology"
+            bad.append(Violation(path="service", law=law, value=service, file=str(path), line=i))
+        elif origin not in servers:
+            law = "expected a server of the topology"
+            bad.append(Violation(path="origin", law=law, value=origin, file=str(path), line=i))
+        else:
+            found.append((at_s, service, origin))
     if not found and not bad:
         bad.append(Violation(path="", law="expected at least one request", value="none", file=str(path)))
     if bad:

@@ -21,6 +21,7 @@ LABEL = Service(
 )
 LANES = replace(LABEL, name="lanes", sensitivity=Sensitivity.FREQUENCY, slo_ms=None, fps=5.0, frame_deadline_ms=200.0)
 SERVICES = {"label": LABEL, "lanes": LANES}
+PLACES = ("a", "b", "elsewhere")
 DEMAND = (
     Demand(service="label", origin="a", offered=20.0, burstiness_cv=2.0),
     Demand(service="lanes", origin="b", offered=3.0, is_streams=True, burstiness_cv=2.0),
@@ -67,7 +68,13 @@ def test_a_window_starts_its_own_clock_and_loses_nothing_inside() -> None:
 def test_a_record_is_kept_as_it_came_with_the_streams_that_it_does_not_list(tmp_path: Path) -> None:
     file = tmp_path / "seen.csv"
     file.write_text("# seen today\narrival_s,service,origin\n0.5,label,a\n2.25,label,a\n1.0,label,elsewhere\n")
-    found = recorded(read_requests(file), DEMAND, SERVICES, duration_s=4.0, rng=np.random.default_rng(1))
+    found = recorded(
+        read_requests(file, services=SERVICES, servers=PLACES),
+        DEMAND,
+        SERVICES,
+        duration_s=4.0,
+        rng=np.random.default_rng(1),
+    )
     assert found.at_s[found.stream < 0].tolist() == [0.5, 2.25]
     assert (found.stream >= 0).sum() == 3 * 5 * 4
 
@@ -78,6 +85,8 @@ def test_a_record_is_kept_as_it_came_with_the_streams_that_it_does_not_list(tmp_
         ("at,service,origin\n", "header: expected the columns arrival_s,service,origin, got at,service,origin"),
         ("arrival_s,service,origin\n", "expected at least one request"),
         ("arrival_s,service,origin\n-1,label,a\n", r"seen.csv:2: row: expected an instant >= 0"),
+        ("arrival_s,service,origin\n1,labl,a\n", r"seen.csv:2: service: expected a service of the topology, got labl"),
+        ("arrival_s,service,origin\n1,label,z\n", r"seen.csv:2: origin: expected a server of the topology, got z"),
         ("arrival_s,service,origin\n1,label\n", r"seen.csv:2: row: expected an instant >= 0"),
         ("arrival_s,service,origin\nnan,label,a\n", r"seen.csv:2: row: expected an instant >= 0"),
     ],
@@ -86,4 +95,4 @@ def test_what_is_no_record_is_refused_by_line(tmp_path: Path, text: str, says: s
     file = tmp_path / "seen.csv"
     file.write_text(text)
     with pytest.raises(InputError, match=says):
-        read_requests(file)
+        read_requests(file, services=SERVICES, servers=PLACES)
