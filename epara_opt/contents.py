@@ -329,7 +329,7 @@ class _Options:
             combo, group = self._combinations(sets[part], num_each[part])
             combo, group, mark = self._feasible(combo, group, memory, busy)
             if lean:
-                mark = np.hstack((mark, -self.memory[combo]))
+                mark = np.hstack((mark, -self.memory[combo].astype(np.float64)))
             chosen = combo[_front(group, mark)]
             found += [tuple(self.performances[i] for i in row) for row in chosen.tolist()]
             if len(found) > at_most:

@@ -204,8 +204,8 @@ class _Check:
                     mine = held.setdefault((server, device_type, device), {})
                     mine |= {(resident.group, name): num_bytes for name, num_bytes in resident.memory}
         for r in self.plan.replicas:
-            for *place, num_bytes in r.places:
-                mine = held.setdefault((place[0], place[1], place[2]), {})
+            for server, device_type, device, num_bytes in r.places:
+                mine = held.setdefault((server, device_type, device), {})
                 mine[r.group, r.service] = max(mine.get((r.group, r.service), 0), num_bytes)
         for (server, device_type, device), mine in sorted(held.items()):
             there = self.topology.device_types.get(device_type)

@@ -287,7 +287,7 @@ def _moves(problem: PlacementProblem, sifted: Sifted, service: I32, class_servic
     held[:-1, :-1] = class_services
     held[:, -1] = True  # no tenant
     loaded = held[sifted.resident_class[:, None], service[sifted.content]]
-    return (~loaded.all(axis=1)).astype(np.int8)
+    return np.asarray(~loaded.all(axis=1), dtype=np.int8)
 
 
 def _levels(problem: PlacementProblem, pools: Sequence[tuple[str, str]]) -> tuple[I64, I64]:

@@ -201,17 +201,22 @@ def occupy(a, s, q, k, sign):
 
 
 @njit(cache=True, nogil=True)
+def room_beside(level_left, first, exceeds, room):
+    """Devices, at most `room`, above the first `exceeds` levels of a pool."""
+    for level in range(first, first + exceeds):
+        room = min(room, level_left[level])
+    return room
+
+
+@njit(cache=True, nogil=True)
 def has_room(a, s, q, k):
-    """Whether one more group of column k may stand in pool q."""
-    size = a.content_devices[a.column_content[k]]
+    """Whether one more group of column k may stand in pool q. `choose` does the same by hand: it asks too often to
+    hand everything over each time."""
     kind = a.column_class[k]
-    if size > s.devices_left[q] or (kind >= 0 and s.class_left[kind] == 0) or a.column_moves[k] > s.moves_left[0]:
+    if (kind >= 0 and s.class_left[kind] == 0) or a.column_moves[k] > s.moves_left[0]:
         return False
-    first = a.level_start[q]
-    for level in range(first, first + a.column_exceeds[k]):  # noqa: SIM110 - numba knows no all()
-        if size > s.level_left[level]:
-            return False
-    return True
+    room = room_beside(s.level_left, a.level_start[q], a.column_exceeds[k], s.devices_left[q])
+    return a.content_devices[a.column_content[k]] <= room
 
 
 @njit(cache=True, nogil=True)
@@ -335,7 +340,8 @@ def choose(a, b, s, n, list_start, listed, noise, rng):
     width = a.content_service.shape[1]
     services, works, worths = a.content_service.ravel(), a.content_work.ravel(), a.content_worth.ravel()
     fresh, content_devices, column_content = b.fresh, a.content_devices, a.column_content
-    column_loaded = a.column_loaded
+    column_loaded, column_class, class_left = a.column_loaded, a.column_class, s.class_left
+    column_moves, column_exceeds, moves = a.column_moves, a.column_exceeds, s.moves_left[0]
     least_q, most, gains = b.least_q, b.most, b.gains
     first_seg = a.server_seg[n]
     content_service, content_work, content_worth, content_fresh = (
@@ -349,13 +355,16 @@ def choose(a, b, s, n, list_start, listed, noise, rng):
     b_rate, b_value, nothing, no_work = b.rate, b.value, b.nothing, b.no_work
     best_k, best_q, best_score = -1, -1, 0.0
     for q in range(a.server_pool[n], a.server_pool[n + 1]):
-        if s.devices_left[q] == 0:
+        left = s.devices_left[q]
+        if left == 0:
             continue
         for j in range(list_start[q], list_start[q + 1]):
             k = listed[j]
             c = column_content[k]
             size = content_devices[c]
-            if not has_room(a, s, q, k):
+            if size > left or (column_class[k] >= 0 and class_left[column_class[k]] == 0) or column_moves[k] > moves:
+                continue
+            if column_exceeds[k] > 0 and size > room_beside(s.level_left, a.level_start[q], column_exceeds[k], left):
                 continue
             loaded = column_loaded[k]
             limit = 0.0  # pricing.most_of_a_copy, by hand
