@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--solvers", help="comma-separated; all that are available by default")
     parser.add_argument("--time-limit", type=float, help="seconds per run, instead of the case's own")
     parser.add_argument("--markdown", action="store_true", help="measure nothing; print the results file as a table")
+    parser.add_argument("--summary", action="store_true", help="measure nothing; print a line per case")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "SOLVER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -133,6 +134,9 @@ def main() -> None:
         return
     if args.markdown:
         print(markdown(json.loads(RESULTS.read_text())))
+        return
+    if args.summary:
+        print(summary(json.loads(RESULTS.read_text())))
         return
     console = Console(stderr=True)
     solvers = args.solvers.split(",") if args.solvers else [i.name for i in available() if i.available] + [WARM]
@@ -173,6 +177,30 @@ def markdown(results: dict[str, Any]) -> str:
         cells = (r["case"], r["solver"], r["stop"], f"{r['objective']:.2f}", bound, *shown)
         lines.append("| " + " | ".join((*cells, f"{r['wall_s']:.1f}", f"{r['rss_mb']:.0f}")) + " |")
     return "\n".join(lines)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """A line per case: the engine with its own bound, the best of the general solvers, and greedy, below the best
+    bound that any of them proved."""
+    head = ("case", "columns: gap", "seconds", "MB", "planning again: gap", "seconds", "best general solver", "greedy")
+    lines = [f"{results['machine']}, {results['date']}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in dict.fromkeys(r["case"] for r in results["rows"]):
+        mine = {r["solver"]: r for r in results["rows"] if r["case"] == name}
+        others = [r for r in mine.values() if r["solver"] not in ALWAYS and r["gap_best"] is not None]
+        ours, warm = mine.get("columns"), mine.get(WARM)
+        best = min(others, key=lambda r: r["gap_best"], default=None)
+        greedy = min((r["gap_best"] for r in mine.values() if r["solver"].startswith("greedy")), default=None)
+        cells = [name]
+        cells += ["-"] * 3 if ours is None else [_gap(ours), f"{ours['wall_s']:.1f}", f"{ours['rss_mb']:.0f}"]
+        cells += ["-"] * 2 if warm is None else [_gap(warm), f"{warm['wall_s']:.1f}"]
+        cells += ["-" if best is None else f"{100 * best['gap_best']:.2f} % ({best['solver']})"]
+        cells += ["-" if greedy is None else f"{100 * greedy:.1f} %"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _gap(row: dict[str, Any]) -> str:
+    return "proved optimal" if row["stop"] == "optimal" else f"{100 * row['gap']:.2f} %"
 
 
 def write(rows: list[dict[str, Any]]) -> None:
