@@ -1,4 +1,4 @@
-"""The column planner under a cap on moves: what it counts too late it leaves out, and its bound holds."""
+"""The column planner under a cap on moves: it is kept, and the bound holds."""
 
 from __future__ import annotations
 

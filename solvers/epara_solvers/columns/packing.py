@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from epara_solvers.columns.arrays import Arrays
 from epara_solvers.columns.pricing import earns, fill, walk
+from epara_solvers.random_state import below, unit
 from numba import njit
 
 MAX_FLOWS = 96  # edges that one group serves; the rest of its reach is left to others
@@ -92,22 +93,6 @@ def spare_packing(num_slots: int) -> Packing:
 def copy_packing(s: Packing) -> Packing:
     """An independent copy."""
     return Packing._make(part.copy() for part in s)
-
-
-@njit(cache=True, nogil=True)
-def random_unit(rng):
-    """Uniform in [0, 1); rng: (1,) uint64 state of splitmix64."""
-    rng[0] += np.uint64(0x9E3779B97F4A7C15)
-    z = rng[0]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-
-
-@njit(cache=True, nogil=True)
-def random_below(rng, n):
-    return min(np.int64(random_unit(rng) * n), n - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -417,7 +402,7 @@ def choose(a, b, s, n, list_start, listed, noise, rng):
                 continue
             score = gains[0] / size
             if noise > 0.0:
-                score *= 1.0 + noise * (2.0 * random_unit(rng) - 1.0)
+                score *= 1.0 + noise * (2.0 * unit(rng) - 1.0)
             if score > best_score:
                 best_k, best_q, best_score = k, q, score
     return best_q, best_k
@@ -564,31 +549,31 @@ def repack(
         if stop[0] > 0:
             return round_, improved, gained
         centre = -1
-        if random_unit(rng) < 0.6:  # where the bound says that most is to be had
-            centre = random_below(rng, len(regret))
+        if unit(rng) < 0.6:  # where the bound says that most is to be had
+            centre = below(rng, len(regret))
             for _ in range(3):
-                other = random_below(rng, len(regret))
+                other = below(rng, len(regret))
                 if region[other] == mine and (region[centre] != mine or regret[other] > regret[centre]):
                     centre = other
             first, last = a.seg_start[a.server_seg[centre]], a.seg_start[a.server_seg[centre + 1]]
-            d = a.edge_demand[first + random_below(rng, last - first)]
+            d = a.edge_demand[first + below(rng, last - first)]
         else:  # or where demand is left
-            d = random_below(rng, num_demands)
+            d = below(rng, num_demands)
             for _ in range(3):
                 if s.demand_left[d] > 1e-3 * a.offered[d]:
                     break
-                d = random_below(rng, num_demands)
+                d = below(rng, num_demands)
         near = demand_start[d + 1] - demand_start[d]
         if near == 0:
             continue
-        want = 1 + random_below(rng, MAX_RUINED - 1)
-        reach = min(near, want + 1 + random_below(rng, 8))
+        want = 1 + below(rng, MAX_RUINED - 1)
+        reach = min(near, want + 1 + below(rng, 8))
         num = 0
         if centre >= 0 and region[centre] == mine:
             ruined[0] = centre
             num = 1
         for _ in range(3 * want if num < want else 0):
-            n = edge_server[demand_edge[demand_start[d] + random_below(rng, reach)]]
+            n = edge_server[demand_edge[demand_start[d] + below(rng, reach)]]
             known = region[n] != mine
             for i in range(num):
                 known = known or ruined[i] == n
@@ -599,7 +584,7 @@ def repack(
                     break
         if num == 0:
             continue
-        keep = 0.6 * random_unit(rng) if random_unit(rng) < 0.5 else 0.0
+        keep = 0.6 * unit(rng) if unit(rng) < 0.5 else 0.0
         before = 0.0
         saved = 0
         for i in range(num):
@@ -609,14 +594,14 @@ def repack(
                     copy_slot(s, x, spare, saved)
                     saved += 1
                     before += s.gain[x]
-                    if s.column[x] >= 0 and random_unit(rng) >= keep:
+                    if s.column[x] >= 0 and unit(rng) >= keep:
                         clear_slot(a, s, q, x)
-        pick = random_unit(rng)
-        theta = 0.0 if pick < 0.2 else (0.9 if pick < 0.6 else 0.9 * random_unit(rng))
-        noise = 0.0 if random_unit(rng) < 0.3 else 0.4 * random_unit(rng)
+        pick = unit(rng)
+        theta = 0.0 if pick < 0.2 else (0.9 if pick < 0.6 else 0.9 * unit(rng))
+        noise = 0.0 if unit(rng) < 0.3 else 0.4 * unit(rng)
         order[:num] = ruined[:num]
         for i in range(num - 1, 0, -1):
-            j = random_below(rng, i + 1)
+            j = below(rng, i + 1)
             order[i], order[j] = order[j], order[i]
         construct(a, b, s, order[:num], list_start, listed, theta, noise, rng, pi, cost_there, cost_back)
         after = 0.0
@@ -625,7 +610,7 @@ def repack(
             for q in range(a.server_pool[n], a.server_pool[n + 1]):
                 for x in range(s.pool_slot[q], s.pool_slot[q + 1]):
                     after += s.gain[x]
-        if after >= before + heat * np.log(random_unit(rng) + 1e-300):
+        if after >= before + heat * np.log(unit(rng) + 1e-300):
             improved += after > before * (1.0 + 1e-12)
             gained += after - before
             for i in range(num):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from epara_solvers.replay.moves import below, unit
+from epara_solvers.random_state import below, unit
 
 SMALL = 1e-9  # tokens/s: less room than that is none
 

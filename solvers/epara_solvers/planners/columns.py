@@ -21,8 +21,7 @@ from epara_opt.unserved import explain_unserved
 from epara_solvers.columns.arrays import Ground, ground_of
 from epara_solvers.columns.dual import Priced, Pricer, Prices
 from epara_solvers.columns.engine import Budget, Solved, solve
-from epara_solvers.columns.search import Repacker, placement_of
-from epara_solvers.planners.chained import SolvedWithChains, solve_with_chains
+from epara_solvers.planners.chained import solve_with_chains
 from epara_solvers.planners.exact import ExactPlanner, all_served
 from epara_solvers.planners.spread import spread
 
@@ -39,6 +38,9 @@ SPREAD_SERVERS = 150  # beyond it no work is moved to idle devices: every move l
 LATE_S, LATE_PART = 0.5, 1.05  # a plan that takes longer than both over its limit says so
 CLOSED = 1e-6  # relative: bound and value have met
 CONVERGED = 1e-4
+
+
+Searched = tuple[Placement, Certificate, Mapping[str, float] | None]  # what was found, its proof, worth of scarce rows
 
 
 class ColumnPlanner:
@@ -82,35 +84,12 @@ class ColumnPlanner:
         prices: Mapping[str, float] | None = None
         if not problem.demand:
             placement, stop, bound = Placement(groups=(), flows=()), Stop.NO_DEMAND, 0.0
-        elif problem.chains.contents:
-            found = self._with_chains(ground, left_s(), in_force)
-            placement = within_moves(problem, found.placement)
-            prices = None if found.priced is None else scarcity_prices(ground, found.priced_chains.prices, found.priced)
-            certificate = found.priced_chains.certificate(problem, ground.table.link_ends)
-            bound = min(certificate.bound, all_served(problem))
-            stop = self._stop(value(problem, placement), bound)
-            open_ = stop is Stop.TIME_LIMIT or (stop is Stop.GAP_LIMIT and self._gap <= CONVERGED)
-            if open_ and self._is_small(ground) and left_s() > RESERVE_S:
-                placement, stop, bound, notes = self._finish(problem, placement, bound, left_s())
-            bound = max(bound, value(problem, placement))
-            if ground.num_servers <= SPREAD_SERVERS:
-                placement = spread(problem, placement, time_is_up=lambda: left_s() + spread_s <= 0.0)
-        elif not len(ground.arrays.column_content):
+        elif not problem.chains.contents and not len(ground.arrays.column_content):
             placement, stop, bound = Placement(groups=(), flows=()), Stop.OPTIMAL, 0.0
             certificate = certificate_of(problem, {}, {}, bound=0.0)
         else:
-            solved = solve(
-                ground,
-                self._budget or Budget(time_limit_s=self._engine_s(ground, left_s())),
-                seed=self._seed,
-                threads=self._threads,
-                start=prices_of(ground, in_force),
-                in_force=in_force,
-                gap=self._gap,
-            )
-            placement = self._counted(ground, solved.placement, in_force)
-            prices = scarcity_prices(ground, solved.prices, solved.priced)
-            certificate = prove(ground, solved.prices, threads=self._threads)
+            searched = self._with_chains if problem.chains.contents else self._inside_servers
+            placement, certificate, prices = searched(ground, left_s(), in_force)
             bound = min(certificate.bound, all_served(problem))
             stop = self._stop(value(problem, placement), bound)
             open_ = stop is Stop.TIME_LIMIT or (stop is Stop.GAP_LIMIT and self._gap <= CONVERGED)
@@ -136,23 +115,22 @@ class ColumnPlanner:
         wall_s = self._clock() - started
         return replace(made, wall_s=wall_s, notes=(*made.notes, *_late(wall_s, time_limit_s)))
 
-    def _counted(self, ground: Ground, found: Placement, in_force: Plan | None) -> Placement:
-        """What the engine found within the moves allowed, which it does not count, or what stays, if that is more.
+    def _inside_servers(self, ground: Ground, left_s: float, in_force: Plan | None) -> Searched:
+        solved = solve(
+            ground,
+            self._budget or Budget(time_limit_s=self._engine_s(ground, left_s)),
+            seed=self._seed,
+            threads=self._threads,
+            start=prices_of(ground, in_force),
+            in_force=in_force,
+            gap=self._gap,
+        )
+        prices = scarcity_prices(ground, solved.prices, solved.priced)
+        return solved.placement, prove(ground, solved.prices, threads=self._threads), prices
 
-        Its bound holds either way, and on small problems an exact search goes on from here.
-        """
-        problem = ground.problem
-        kept = within_moves(problem, found)
-        if in_force is None or problem.moves_allowed is None:
-            return kept
-        search = Repacker(ground, seed=self._seed)
-        search.resume(in_force)
-        stays = within_moves(problem, placement_of(ground, search.packing))
-        return max(kept, stays, key=lambda placement: value(problem, placement))
-
-    def _with_chains(self, ground: Ground, left_s: float, in_force: Plan | None) -> SolvedWithChains:
+    def _with_chains(self, ground: Ground, left_s: float, in_force: Plan | None) -> Searched:
         small = self._is_small(ground)
-        return solve_with_chains(
+        found = solve_with_chains(
             ground,
             self._budget or Budget(time_limit_s=self._engine_s(ground, left_s)),
             seed=self._seed,
@@ -162,6 +140,9 @@ class ColumnPlanner:
             gap=self._gap,
             can_try=not small,
         )
+        placement = within_moves(ground.problem, found.placement)
+        prices = None if found.priced is None else scarcity_prices(ground, found.priced_chains.prices, found.priced)
+        return placement, found.priced_chains.certificate(ground.problem, ground.table.link_ends), prices
 
     def _is_small(self, ground: Ground) -> bool:
         columns = len(ground.arrays.column_content) + len(ground.problem.chains.contents)

@@ -7,8 +7,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from epara_solvers.random_state import unit
 from epara_solvers.replay.kernel import advance, index
-from epara_solvers.replay.moves import propose, unit
+from epara_solvers.replay.moves import propose
 
 CHUNK = 256  # requests between two looks at a race
 DOUBT = 2.0  # standard errors by which a candidate must be behind to be given up early
