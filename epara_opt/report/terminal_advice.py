@@ -13,6 +13,8 @@ from epara_opt.explain import Explanation
 from epara_opt.report.cells import cell, grid, pairs
 from epara_opt.report.figures import number, percent
 
+NO_HELP = 1e-3  # of what is asked for: a change that serves no more of the service than this is for others
+
 
 def explanation_view(found: Explanation, tried: Sequence[Advice]) -> Group:
     """The verdict, where it runs and why there, what is not served and why, and what would help."""
@@ -28,15 +30,20 @@ def explanation_view(found: Explanation, tried: Sequence[Advice]) -> Group:
     if found.unserved:
         rows = [(u.origin, number(u.rate), u.reason) for u in sorted(found.unserved, key=lambda u: -u.rate)]
         parts += [Text(), grid("Not served", ["Origin", f"#{unit}", "Why"], rows, max_rows=20)]
-    if tried:
+    helping = [a for a in tried if a.service_gain > NO_HELP * found.offered]
+    if helping:
         rows = [
             (a.change, number(a.service_gain), number(a.gain), "proved" if a.proved else f"within {percent(a.gap)}")
-            for a in tried
+            for a in helping
         ]
         heads = ["Change", f"#{unit} more", "#Goodput more", "Certainty"]
         parts += [Text(), grid("What would help, by planning again", heads, rows)]
     elif found.unserved:
-        parts += [Text(), pairs([("What would help", "nothing that this command knows how to change")])]
+        nothing = "nothing that this command knows how to change" if not tried else "nothing that was tried"
+        parts += [Text(), pairs([("What would help", nothing)])]
+    elsewhere = [f"{a.change} (goodput {a.gain:+.3g})" for a in tried if a not in helping]
+    if elsewhere:
+        parts += [Text(), pairs([("Tried, no help here", "; ".join(elsewhere))])]
     return Group(*parts)
 
 
