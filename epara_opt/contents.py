@@ -29,6 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 TRIED_PER_KEPT = 100  # combinations looked at for each content that may be kept; beyond it tenants are limited
+LEAN_TIMES = 4  # times max_contents: contents looked at where memory counts too
 CHUNK = 100_000  # combinations at a time: some 30 MB of arrays
 
 
@@ -210,8 +211,8 @@ def contents_of(
     """Every content of this device type that is not dominated, and a note if tenants had to be limited.
 
     One content dominates another of the same shape and services if no tenant has less rate, fewer edges in reach
-    (slack >= response), or needs more streams to fill its batch: it can replace the other in any plan. Where
-    the rules want memory to be found beside what runs, it must not need more of it either.
+    (slack >= response), or needs more streams to fill its batch: it can replace the other in any plan.
+    Under `make_before_break` it must not need more memory either; where those are too many, a note says so.
     """
     memory = topology.device_types[device_type].memory_bytes
     options: dict[tuple[int, int], dict[str, list[Performance]]] = {}
@@ -230,33 +231,43 @@ def contents_of(
                 ):
                     options.setdefault(shape, {}).setdefault(name, []).append(p)
     tables = [(shape, _Options.of(topology, by_name, slacks)) for shape, by_name in sorted(options.items())]
+
+    def front(num_tenants: int, at_most: float, *, lean: bool) -> list[tuple[tuple[int, int], tuple[Performance, ...]]]:
+        """(shape, performances) of what is not dominated; ends once more than `at_most`."""
+        found: list[tuple[tuple[int, int], tuple[Performance, ...]]] = []
+        for shape, table in tables:
+            room = at_most - len(found)
+            found += [(shape, c) for c in table.undominated(num_tenants, memory, busy, at_most=room, lean=lean)]
+            if len(found) > at_most:
+                break
+        return found
+
     kept: list[Content] = []
     notes: list[str] = []
+    num_usual = 0  # without what make_before_break adds: that must not cost any of the others their place
     for num_tenants in range(1, rules.max_tenants + 1):
-        room = math.inf if num_tenants == 1 else rules.max_contents - len(kept)  # single ones always stay
-        found: list[tuple[tuple[int, int], list[tuple[Performance, ...]]]] = []
+        room = math.inf if num_tenants == 1 else rules.max_contents - num_usual  # single ones always stay
         tried = sum(table.num_combinations(num_tenants) for _, table in tables)
-        if num_tenants == 1 or (room >= 0 and tried <= TRIED_PER_KEPT * rules.max_contents):
-            for shape, table in tables:
-                found.append(
-                    (shape, table.undominated(num_tenants, memory, busy, at_most=room, lean=rules.make_before_break))
-                )
-                room -= len(found[-1][1])
-                if room < 0:
-                    break
-        else:
-            room = -1
-        if room < 0:
+        can_try = num_tenants == 1 or (room >= 0 and tried <= TRIED_PER_KEPT * rules.max_contents)
+        found = front(num_tenants, room, lean=False) if can_try else []
+        if not can_try or len(found) > room:
             notes.append(
                 f"{device_type}: groups hold at most {num_tenants - 1} service(s) in this plan: more would "
                 f"exceed max_contents = {rules.max_contents}; the bound holds under that rule"
             )
             break
-        kept += [
-            in_company(combo, device_type=device_type, shape=shape, busy=busy)
-            for shape, combos in found
-            for combo in combos
-        ]
+        num_usual += len(found)
+        if rules.make_before_break:
+            leaner = front(num_tenants, LEAN_TIMES * rules.max_contents, lean=True)
+            if len(leaner) <= LEAN_TIMES * rules.max_contents:
+                found = leaner
+            else:
+                notes.append(
+                    f"{device_type}: of groups of {num_tenants} service(s) those that need less memory at the price of "
+                    f"speed are left out: more than {LEAN_TIMES} x max_contents; with make_before_break the plan is "
+                    "best among the others"
+                )
+        kept += [in_company(combo, device_type=device_type, shape=shape, busy=busy) for shape, combo in found]
     return tuple(kept), notes
 
 

@@ -199,21 +199,28 @@ class _Check:
             return
         held: dict[tuple[str, str, int], dict[tuple[str, str], int]] = {}  # per device: (group, service) to bytes
         for resident in self.residents.values():
-            for server, device_type, devices, _ in resident.held:
+            for server, device_type, devices, num_bytes in resident.held:
                 for device in devices:
                     mine = held.setdefault((server, device_type, device), {})
-                    mine |= {(resident.group, name): num_bytes for name, num_bytes in resident.memory}
+                    held_by = resident.memory if not resident.stages else (("a stage", num_bytes),)
+                    mine |= {(resident.group, name): part for name, part in held_by}
+        before = {device: sum(mine.values()) for device, mine in held.items()}
         for r in self.plan.replicas:
+            resident = self.residents.get(r.group)
+            several = {m.service for m in self.by_group[r.group]} if len(r.places) > 1 else set[str]()
+            anew = resident is not None and not several <= resident.services  # several devices take nobody in
             for server, device_type, device, num_bytes in r.places:
                 mine = held.setdefault((server, device_type, device), {})
-                mine[r.group, r.service] = max(mine.get((r.group, r.service), 0), num_bytes)
+                key = (f"{r.group}, anew" if anew else r.group, r.service)
+                mine[key] = max(mine.get(key, 0), num_bytes)
         for (server, device_type, device), mine in sorted(held.items()):
             there = self.topology.device_types.get(device_type)
-            if there is not None and sum(mine.values()) > there.memory_bytes:
+            total, ran = sum(mine.values()), before.get((server, device_type, device), 0)
+            if there is not None and total > max(there.memory_bytes, ran):  # what was too much before may leave
                 law = (
                     f"expected at most {bytes_to_gib(there.memory_bytes):.3f} GiB until the switch (make_before_break)"
                 )
-                got = f"{bytes_to_gib(sum(mine.values())):.3f} of {', '.join(sorted(s for _, s in mine))}"
+                got = f"{bytes_to_gib(total):.3f} of {', '.join(sorted(s for _, s in mine))}"
                 self.broken(f"devices[{server},{device_type},{device}]", law, got)
 
     def performance(self) -> None:

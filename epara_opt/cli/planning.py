@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from epara_opt.problem import PlacementProblem, PlanningRules
 
 
+MOST_FRAMES = 20_000_000  # of streams beside a recorded trace: half a gigabyte
 SAME = 1e-6  # relative: plans whose objectives differ by less are equally good
 
 
@@ -61,7 +62,7 @@ def make_plan(
     if in_force is not None:
         made = _or_stay(made, in_force, problem)
     if refine_s is not None:
-        made = _refined(made, problem, refine_s, trace)
+        made = regrouped(_refined(made, problem, refine_s, trace), in_force, problem)
     made = made.with_actions(actions(in_force, made, topology, catalogue))
     verify(made, topology, catalogue, problem=problem)
     return made
@@ -69,7 +70,7 @@ def make_plan(
 
 def _refined(made: Plan, problem: PlacementProblem, refine_s: float, trace: Path | None) -> Plan:
     """Neighbours of the plan held against recorded arrivals, or against some drawn from rates and burstiness."""
-    from epara_solvers.simulate.arrivals import asked_for, read_requests, recorded
+    from epara_solvers.simulate.arrivals import asked_for, longest_s, read_requests, recorded
     from epara_solvers.simulate.refine import Refinement, refined
     from numpy.random import default_rng
 
@@ -86,7 +87,13 @@ def _refined(made: Plan, problem: PlacementProblem, refine_s: float, trace: Path
         if len(asked) < len(requests):
             note = f"{len(requests) - len(asked)} of {len(requests)} recorded requests are of no demand, or of streams"
             made = replace(made, notes=(*made.notes, f"{note}: left out"))
-        end_s = requests[-1][0] + 1e-9  # observed to the last request
+        first_s = requests[0][0]  # the clock may be the world's: it starts with the first request
+        asked = [(at_s - first_s, service, origin) for at_s, service, origin in asked]
+        end_s = requests[-1][0] - first_s + 1e-9  # observed to the last
+        most_s = longest_s(problem.demand, services, most=MOST_FRAMES)
+        if end_s > most_s:
+            law = f"expected at most {most_s:.6g} s from the first request to the last, for the streams of this edge"
+            raise InputError(Violation(path="trace", law=law, value=f"{end_s:.6g}", file=str(trace)))
         arrivals = recorded(asked, problem.demand, services, duration_s=end_s, rng=default_rng(1))
     return refined(made, problem, Refinement(time_limit_s=refine_s, arrivals=arrivals))
 

@@ -18,22 +18,32 @@ SOLVER = "reroute"  # in plans made here
 def rerouted(
     in_force: Plan, problem: PlacementProblem, *, generation: int, dual_bound: float | None = None, fill: bool = True
 ) -> Plan:
-    """Routes of `in_force` scaled to the problem's demand, then (with `fill`) what is left placed where room is.
+    """Routes of `in_force` at the problem's demand, then (with `fill`) what is left placed where room is.
 
-    Without `fill`: what the plan earns if nothing is touched, for executors split the work that really comes in the
-    proportion of their routes. Replicas on servers that are down must have been taken out (`routing.standing`).
+    First each route as demand has grown or shrunk since, so that what the plan left out takes nothing from what it
+    serves; then, along the same routes, more of what is offered. Without `fill`: what the plan earns if nothing is
+    touched, for executors split the work that really comes in the proportion of their routes. Replicas on servers
+    that are down must have been taken out (`routing.standing`).
     """
     asked: dict[tuple[str, str], float] = {}
+    then: dict[tuple[str, str], float] = {}  # offered when the plan was made
     for x in in_force.routes:
         asked[x.service, x.origin] = asked.get((x.service, x.origin), 0.0) + x.rate
+    for part in (*in_force.routes, *in_force.unserved):
+        then[part.service, part.origin] = then.get((part.service, part.origin), 0.0) + part.rate
     resident = {(r.group, s) for r in problem.residents for s in r.services}
     replicas = [replace(r, load_s=0.0) if (r.group, r.service) in resident else r for r in in_force.replicas]
     book = RouteBook(replicas, problem.topology, problem.catalogue, busy=problem.busy)
     for x in in_force.routes:
-        total = asked[x.service, x.origin]
         offered = problem.offered.get((x.service, x.origin), 0.0)
-        if total > 0:
-            book.add(x.service, x.origin, x.replica, x.rate / total * offered)
+        if then[x.service, x.origin] > 0:
+            book.add(x.service, x.origin, x.replica, x.rate / then[x.service, x.origin] * offered)
+    served = book.served()
+    for x in in_force.routes:
+        key = (x.service, x.origin)
+        left = problem.offered.get(key, 0.0) - served.get(key, 0.0)
+        if asked[key] > 0 and left > 0:
+            book.add(x.service, x.origin, x.replica, x.rate / asked[key] * left)
     if fill:
         book.fill(problem.offered)
     return complete(problem, book, generation=generation, solver=SOLVER, dual_bound=dual_bound)

@@ -7,6 +7,7 @@ as that goes, and only then is the new prepared:
     1 PREPARE what fits beside   2 COMMIT without the displaced   3 RETIRE them
     4 PREPARE the rest           5 COMMIT the plan                6 RETIRE what it does not use
 
+What runs of services or on devices that the topology has no more goes before all that: COMMIT without it, RETIRE it.
 Stages 2 to 4 exist only where room must be made. Which replicas are displaced is chosen per device, least valuable
 work first. Memory is counted per replica and device, as profiles give it. A tenant that leaves a group that stays is
 unloaded by the executor after the commit, once it is idle; whole groups at the retire.
@@ -95,19 +96,22 @@ def stages(
             )
 
     def retire(groups: set[str], target: Plan, detail: str) -> None:
-        if groups and before is not None:
+        if groups and in_force is not None:
             made.append(
                 Stage(
                     number=len(made) + 1,
                     kind=ActionKind.RETIRE,
-                    groups=_by_server(groups, before.replicas),
+                    groups=_by_server(groups, in_force.replicas),
                     target=target,
                     detail=detail,
                 )
             )
 
-    prepare(room.early, "beside what runs")
     old_groups = {r.group for r in old.values()}
+    if before is not None and (lost := _lost(in_force, old, topology, down)):
+        made.append(_commit(1, servers, replace(before, generation=plan.generation), "without what the edge lost"))
+        retire({r.group for r in lost} - old_groups, before, "not of this edge any more")
+    prepare(room.early, "beside what runs")
     gone: set[str] = set()
     if room.is_made and before is not None:
         between = _between(before, plan, room, topology, catalogue)
@@ -118,6 +122,15 @@ def stages(
     made.append(_commit(len(made) + 1, servers, plan, f"plan {plan.generation}"))
     retire(old_groups - gone - {r.group for r in new.values()}, plan, "no longer used")
     return tuple(made)
+
+
+def _lost(
+    in_force: Plan | None, standing_now: Mapping[str, Replica], topology: Topology, down: frozenset[str]
+) -> list[Replica]:
+    """Replicas of services or devices that the topology has no more, on servers that answer: they hold memory."""
+    up = topology.servers.keys() - down
+    replicas = in_force.replicas if in_force else ()
+    return [r for r in replicas if r.id not in standing_now and {p[0] for p in r.places} <= up]
 
 
 def _commit(number: int, servers: frozenset[str], target: Plan, detail: str) -> Stage:

@@ -230,7 +230,13 @@ def _columns(
     for server in problem.topology.servers.values():
         for pool in server.devices:
             classes = _resident_classes(problem, server.name, pool.type)
-            for content in _best_contents(problem, reaches, server.name, pool.type, stand_ins):
+            best = list(_best_contents(problem, reaches, server.name, pool.type, stand_ins))
+            alike = not problem.levels.get((server.name, pool.type))  # what is best does not depend on what runs
+            turns = [(content, [(), *classes]) for content in best] if alike else [(content, [()]) for content in best]
+            for members in () if alike else classes:
+                kept = _best_contents(problem, reaches, server.name, pool.type, stand_ins, members)
+                turns += [(content, [members]) for content in kept]
+            for content, places in turns:
                 fresh = tuple(problem.earning_share(t, None) for t in content.tenants)
                 fill = sum(
                     reaches[t.service, server.name].demand(t.response_ms) / t.work_per_s for t in content.tenants
@@ -238,8 +244,10 @@ def _columns(
                 top = min(pool.count // content.num_devices, math.ceil(fill))
                 if top < 1:
                     continue
-                found.append((server.name, content, (), fresh, top))
-                found += _on_residents(problem, server.name, content, classes, fresh, top)
+                if () in places:
+                    found.append((server.name, content, (), fresh, top))
+                on = [members for members in places if members]
+                found += _on_residents(problem, server.name, content, on, fresh, top)
     found += _chain_entries(problem, reaches)
     columns: list[Column] = []
     next_share = len(found)
@@ -321,15 +329,20 @@ def _best_contents(
     server: str,
     device_type: str,
     stand_ins: dict[tuple[str, Content], Content],
+    members: Sequence[Resident] = (),
 ) -> Iterator[Content]:
     """Contents worth having at this server; the others are noted with the content that replaces them.
 
     Same shape and services: one replaces another if each of its tenants reaches as many of the server's edges and
-    works as fast. A single tenant's speed counts only up to the demand in its reach.
+    works as fast. A single tenant's speed counts only up to the demand in its reach. Where room must be found beside
+    what runs, it must also need no higher a level of the pool, or fit in the place of these residents.
     """
+    levels = problem.levels.get((server, device_type))
     rivals: dict[tuple[int, int, tuple[str, ...]], list[tuple[tuple[float, ...], Content]]] = {}
     for content in problem.contents.get(device_type, ()):
-        mark: tuple[float, ...] = ()
+        if members and not (members[0].holds(content, server) and problem.can_replace(content, members[0])):
+            continue
+        mark: tuple[float, ...] = (-levels.exceeded(content.memory_bytes),) if levels and not members else ()
         for t in content.tenants:
             reach = reaches.get((t.service, server))
             num_edges = len(reach.edges) - reach.first(t.response_ms) if reach else 0
@@ -338,7 +351,7 @@ def _best_contents(
             if not fills_batch(problem.service(t.service), t.config, reach.demand(t.response_ms)):
                 break
             rate = min(t.work_per_s, reach.demand(t.response_ms)) if len(content.tenants) == 1 else t.work_per_s
-            mark += (float(num_edges), rate, -t.load_s, -float(t.memory_bytes) if problem.levels else 0.0)
+            mark += (float(num_edges), rate, -t.load_s)
         else:
             key = (content.tp, content.pp, tuple(t.service for t in content.tenants))
             rivals.setdefault(key, []).append((mark, content))
@@ -350,7 +363,7 @@ def _best_contents(
             if better is None:
                 kept.append((mark, content))
                 yield content
-            else:
+            elif not members:
                 stand_ins[server, content] = better
 
 

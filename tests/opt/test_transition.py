@@ -180,3 +180,17 @@ def test_between_any_two_plans_no_device_is_overfilled_and_a_failure_leaves_one_
         if error is not None:
             assert batches(hurt) == {r.id: r.batch for r in one.replicas}, k
         assert hurt.broken_laws == [], k
+
+
+def test_what_the_edge_has_no_more_goes_first_and_frees_its_memory() -> None:
+    """A service taken out of the file: its group is retired before anything comes in its place."""
+    before = planned(1, {G: {"label": 4}, "a/gpu/0/1": {"read": 1}})
+    fleet = running(before)
+    fewer = replace(TOPOLOGY, services={n: s for n, s in TOPOLOGY.services.items() if n != "label"})
+    after = planned(2, {BESIDE: {"spot": 4}, "a/gpu/0/1": {"read": 1}})  # 4 of 6 GiB where 4 are held
+    kinds = [(s.kind, dict(s.groups)) for s in stages(before, after, fewer, CATALOGUE)]
+    assert kinds[0][0] is ActionKind.COMMIT
+    assert kinds[1] == (ActionKind.RETIRE, {"c": (G,)})
+    assert kinds[2] == (ActionKind.PREPARE, {"c": (BESIDE,)})
+    apply(after, before, fewer, CATALOGUE, fleet, Fence(epoch=1, generation=2), max_parallel=1)
+    assert batches(fleet) == {f"spot@{BESIDE}": 4, "read@a/gpu/0/1": 1}

@@ -13,12 +13,19 @@ from epara_solvers.planners.columns import ColumnPlanner
 from epara_solvers.planners.exact import ExactPlanner
 from epara_solvers.planners.greedy import GreedyPlanner
 from epara_solvers.process import IsolatedBackend
+from epara_solvers.simulate.planner import RefiningPlanner
 
 from epara_opt.certify import certify
+from epara_opt.control.fake_planner import small_edge
+from epara_opt.control.regroup import regrouped
 from epara_opt.control.transition import stages
+from epara_opt.domain.profile import ProfileCatalogue, ProfileRow
+from epara_opt.domain.service import Demand
+from epara_opt.domain.topology import DevicePool
 from epara_opt.errors import NoPlanError, PlanRejected
 from epara_opt.plan import ActionKind, Plan
-from epara_opt.problem import PlacementProblem, Resident, build_problem
+from epara_opt.problem import PlacementProblem, PlanningRules, Resident, build_problem
+from epara_opt.units import GIB
 from epara_opt.verify import verify
 
 Make = Callable[[int], PlacementProblem]
@@ -83,6 +90,83 @@ def test_the_rule_is_kept_by_all_and_met_exactly(tiny_problem: Make) -> None:
         exact.close()
     assert binds >= 5
     assert reached >= 0.97 * wanted
+
+
+def test_what_is_too_much_already_may_leave_and_gets_nothing_on_top(tiny_problem: Make) -> None:
+    """After `memory_gib` was lowered under what runs."""
+    planners = (GreedyPlanner(), ColumnPlanner(threads=1, budget=Budget(steps=30, rounds=60)))
+    placed = 0
+    for seed in range(40):
+        problem = ruled(tiny_problem(seed))
+        types = problem.topology.device_types
+        over = [
+            replace(r, memory=tuple((s, 2 * types[r.device_type].memory_bytes) for s, _ in r.memory))
+            for r in problem.residents
+        ]
+        problem = replace(problem, residents=tuple(over))
+        full = {place for r in over for place in r.places}
+        for planner in planners if over else ():
+            plan = checked(planner.plan(problem, generation=2, time_limit_s=60), problem)
+            here = [r for r in plan.replicas if {p[:3] for p in r.places} & full]
+            assert not here
+            placed += len(plan.replicas)
+    assert placed > 5
+
+
+def test_a_running_group_of_several_devices_takes_nobody_in_where_both_would_not_fit(make_pair) -> None:
+    """The cycle gives such a group a new id (control.regroup): the old and the new stand beside each other."""
+    for gib, joins in ((1.2, False), (0.9, True)):
+        problem, in_force = make_pair(gib)
+        for planner in (GreedyPlanner(), RefiningPlanner(GreedyPlanner(), refine_s=600.0, max_steps=40)):
+            plan = checked(planner.plan(problem, generation=2, time_limit_s=60, in_force=in_force), problem)
+            pushed = regrouped(plan, in_force, problem)
+            verify(pushed, problem.topology, problem.catalogue, problem=problem)
+            steps = stages(in_force, pushed, problem.topology, problem.catalogue)
+            assert not any(s.detail == "make room" for s in steps)
+            assert ({r.service for r in plan.replicas} == {"a", "b"}) is joins
+
+
+@pytest.fixture
+def make_pair() -> Callable[[float], tuple[PlacementProblem, Plan]]:
+    """One server with two devices of 3 GiB, two services that need both of them and so much on each; `a` runs."""
+
+    def make(gib: float) -> tuple[PlacementProblem, Plan]:
+        small, _ = small_edge()
+        label = small.services["label"]
+        names = ("a", "b")
+        topology = replace(
+            small,
+            device_types={"gpu": replace(small.device_types["gpu"], memory_bytes=3 * GIB)},
+            servers={"a": replace(small.servers["a"], devices=(DevicePool(type="gpu", count=2),))},
+            links=(),
+            services={n: replace(label, name=n, model=replace(label.model, source=f"models/{n}")) for n in names},
+            demand=(),
+        )
+        rows = [
+            ProfileRow(
+                model=f"models/{n}",
+                device_type="gpu",
+                tp=tp,
+                batch=1,
+                latency_ms=10.0,
+                memory_bytes=int((gib if tp == 2 else 4.0) * GIB),
+                load_s=3.0,
+                source="by hand",
+            )
+            for n in names
+            for tp in (1, 2)
+        ]
+        catalogue = ProfileCatalogue.from_rows(rows)
+        rules = PlanningRules(make_before_break=True)
+
+        def asked(b: float) -> list[Demand]:
+            return [Demand(service=n, origin="a", offered=rate) for n, rate in (("a", 20.0), ("b", b))]
+
+        first = build_problem(topology, catalogue, rules=rules, demand=asked(0.0))
+        in_force = GreedyPlanner().plan(first, generation=1, time_limit_s=10)
+        return build_problem(topology, catalogue, rules=rules, demand=asked(20.0), in_force=in_force), in_force
+
+    return make
 
 
 @pytest.mark.parametrize("planner", ["greedy", "columns"])

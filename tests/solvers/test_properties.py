@@ -144,6 +144,8 @@ def test_a_warm_plan_is_never_below_what_stays(tiny_problem: Make, edge, load: f
     verify(second, warm.topology, warm.catalogue, problem=warm)
     if load == 1.0:
         assert second.objective >= first.objective * (1 - 1e-6)
+        as_it_is = rerouted(first, warm, generation=3, fill=False)
+        assert as_it_is.objective == pytest.approx(first.objective, rel=1e-6)
     stays = rerouted(first, warm, generation=3)
     assert second.dual_bound is not None
     assert stays.objective <= second.dual_bound * (1 + 1e-6)

@@ -81,9 +81,15 @@ def test_a_plan_is_refined_for_drawn_and_for_recorded_arrivals(epara):
     refused = epara(*once, "--trace", "day.csv", "--json")
     assert refused.code == 2
     assert "zebra" in json.dumps(refused.json["error"])
+    (epara.folder / "day.csv").write_text(
+        f"arrival_s,service,origin\n0,{demand[0][0]},{demand[0][1]}\n1e308,chat-7b,edge-1\n"
+    )
+    refused = epara(*once, "--trace", "day.csv", "--json")
+    assert refused.code == 2, refused
+    assert "from the first request to the last" in json.dumps(refused.json["error"])
     origin = next(o for s, o in demand if s == "chat-7b")
     other = next(o for _, o in demand if ("chat-7b", o) not in demand)
-    calls = [*(f"{i}.5,chat-7b,{origin}" for i in range(40)), f"0.7,chat-7b,{other}"]
+    calls = [*(f"{1_764_115_200 + i}.5,chat-7b,{origin}" for i in range(40)), f"1764115201.7,chat-7b,{other}"]
     (epara.folder / "day.csv").write_text("\n".join(["arrival_s,service,origin", *calls]) + "\n")
     partly = epara(*once, "--trace", "day.csv", "--json")
     assert any(n.startswith("1 of 41 recorded requests are of no demand") for n in partly.json["notes"])

@@ -119,6 +119,7 @@ def ground_of(problem: PlacementProblem) -> Ground:
                 class_services[i, service_index[name]] = True
         for name, num_bytes in members[0].memory if beside else ():
             class_memory[i, service_index.get(name, len(table.services))] += num_bytes
+    level_start, level_free, level_devices = _levels(problem, pools)
     sifted = sift(
         pool_server=pool_server,
         pool_devices=pool_devices,
@@ -135,7 +136,10 @@ def ground_of(problem: PlacementProblem) -> Ground:
         content_spared=(rows.fresh < 1.0) | problem.staying_counts,
         content_tp=np.array([c.tp for c in contents], dtype=np.int64),
         content_pp=np.array([c.pp for c in contents], dtype=np.int64),
-        content_memory=rows.memory if beside else np.zeros_like(rows.work),
+        content_memory=rows.memory,
+        content_needs=np.array([problem.needs_beside(c, None) for c in contents], dtype=np.int64),
+        level_start=level_start,
+        level_free=level_free,
         pool_memory=np.array([problem.topology.device_types[g].memory_bytes for _, g in pools], dtype=np.float64),
         seg_at=seg_at,
         seg_start=seg_start,
@@ -147,7 +151,6 @@ def ground_of(problem: PlacementProblem) -> Ground:
         class_services=class_services,
         class_memory=class_memory,
     )
-    level_start, level_devices = _levels(problem, pools)
     server_pool = np.searchsorted(pool_server, np.arange(len(table.servers) + 1)).astype(np.int64)
     return Ground(
         problem=problem,
@@ -290,11 +293,12 @@ def _moves(problem: PlacementProblem, sifted: Sifted, service: I32, class_servic
     return np.asarray(~loaded.all(axis=1), dtype=np.int8)
 
 
-def _levels(problem: PlacementProblem, pools: Sequence[tuple[str, str]]) -> tuple[I64, I64]:
-    """Where the levels of each pool begin (Q + 1,), and the devices above each."""
-    devices = [problem.levels[pool].devices if pool in problem.levels else () for pool in pools]
-    start = np.concatenate(([0], np.cumsum([len(d) for d in devices]))).astype(np.int64)
-    return start, np.array([d for some in devices for d in some], dtype=np.int64)
+def _levels(problem: PlacementProblem, pools: Sequence[tuple[str, str]]) -> tuple[I64, I64, I64]:
+    """Where the levels of each pool begin (Q + 1,), their bytes, and the devices above each."""
+    known = [problem.levels.get(pool) for pool in pools]
+    start = np.concatenate(([0], np.cumsum([len(k.devices) if k else 0 for k in known]))).astype(np.int64)
+    free = np.array([b for k in known if k for b in k.free_bytes], dtype=np.int64)
+    return start, free, np.array([d for k in known if k for d in k.devices], dtype=np.int64)
 
 
 def _exceeded(

@@ -30,6 +30,7 @@ def make_ready() -> None:
     pool_values(ground, found.prices)
     packed = packing.empty_packing(ground.arrays)
     edges = np.zeros(1, dtype=np.int64)
+    packing.has_room(ground.arrays, packed, 0, 0)
     packing.put(ground.arrays, packed, 0, 0, edges, edges, np.ones(1))
 
 

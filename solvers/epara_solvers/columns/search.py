@@ -100,7 +100,7 @@ class Repacker:
             held.setdefault(r.group, {})[r.service] = r.config
             group_of[r.id] = r.group
         routes: dict[str, list[Route]] = {}
-        for route in in_force.routes:
+        for route in (r for r in in_force.routes if r.replica in group_of):
             routes.setdefault(group_of[route.replica], []).append(route)
         grown = self._growth(in_force)
         for kind, members in enumerate(ground.classes):

@@ -38,6 +38,47 @@ def _grown(rows, size):
 
 
 @njit(cache=True, nogil=True)
+def _fits_in_place(services, memory, held_services, held_memory, several, room):
+    """epara_opt.beside.fits_in_place, of one content (T,) and one class of residents. several: devices."""
+    anew = False
+    for service in services:
+        anew = anew or (several and service >= 0 and not held_services[service])
+    together = held_memory.sum()
+    for t in range(len(services)):
+        if services[t] >= 0:
+            together += memory[t] if anew else max(0.0, memory[t] - held_memory[services[t]])
+    return together <= room
+
+
+@njit(cache=True, nogil=True)
+def _dominate(marks, allowed, work, out):
+    """Writes for each row (R,) whether another that is allowed is at least it in all marks; of equals the faster stays,
+    then the first."""
+    for i in range(len(marks)):
+        out[i] = False
+        for j in range(len(marks) if allowed[i] else 0):
+            if j == i or not allowed[j]:
+                continue
+            at_least = True
+            same = True
+            for m in range(marks.shape[1]):
+                if marks[j, m] < marks[i, m]:
+                    at_least = False
+                    break
+                if marks[j, m] > marks[i, m]:
+                    same = False
+            if at_least and same:
+                at_least = j < i
+                for t in range(work.shape[1]):
+                    if work[j, t] != work[i, t]:
+                        at_least = work[j, t] > work[i, t]
+                        break
+            if at_least:
+                out[i] = True
+                break
+
+
+@njit(cache=True, nogil=True)
 def _sift(
     pool_server,
     pool_devices,
@@ -54,6 +95,9 @@ def _sift(
     content_tp,
     content_pp,
     content_memory,
+    content_needs,
+    level_start,
+    level_free,
     pool_memory,
     seg_at,
     seg_start,
@@ -85,15 +129,18 @@ def _sift(
         n = pool_server[q]
         c = type_start[pool_type[q]]
         end = type_start[pool_type[q] + 1]
+        levels = level_free[level_start[q] : level_start[q + 1]]
         while c < end:
             stop = c
             while stop < end and content_group[stop] == content_group[c]:
                 stop += 1
             # contents c..stop differ only in configurations
-            marks = np.empty((stop - c, 4 * width))
+            marks = np.zeros((stop - c, 3 * width + 1))  # the last: how low a level of the pool is enough
             firsts = np.empty((stop - c, width), dtype=np.int32)
             fills = np.empty(stop - c)
             good = np.zeros(stop - c, dtype=np.bool_)
+            allowed = np.zeros(stop - c, dtype=np.bool_)
+            dominated = np.zeros(stop - c, dtype=np.bool_)
             num_tenants = 0
             for t in range(width):
                 num_tenants += content_service[c, t] >= 0
@@ -104,7 +151,7 @@ def _sift(
                 fill = 0.0
                 for t in range(width):
                     first[t] = 0
-                    marks[i - c, 4 * t : 4 * t + 4] = 0.0
+                    marks[i - c, 3 * t : 3 * t + 3] = 0.0
                     service = content_service[i, t]
                     if service < 0:
                         continue
@@ -123,52 +170,41 @@ def _sift(
                         break
                     first[t] = at
                     fill += demand / content_work[i, t]
-                    marks[i - c, 4 * t] = hi - at
-                    marks[i - c, 4 * t + 1] = (
+                    marks[i - c, 3 * t] = hi - at
+                    marks[i - c, 3 * t + 1] = (
                         min(content_work[i, t], demand) if num_tenants == 1 else content_work[i, t]
                     )
-                    marks[i - c, 4 * t + 2] = -content_load[i, t]
-                    marks[i - c, 4 * t + 3] = -content_memory[i, t]
+                    marks[i - c, 3 * t + 2] = -content_load[i, t]
                 if ok:
                     good[i - c] = True
                     firsts[i - c] = first
                     fills[i - c] = fill
-            for i in range(c, stop):
-                if not good[i - c]:
-                    continue
-                dominated = False
-                for j in range(c, stop):
-                    if j == i or not good[j - c]:
+            for k in range(class_start[q] - 1, class_start[q + 1]):
+                is_new = k < class_start[q]
+                if is_new:
+                    allowed[:] = good
+                    for i in range(c, stop):
+                        marks[i - c, 3 * width] = -np.searchsorted(levels, content_needs[i])
+                elif len(levels) > 0:
+                    marks[:, 3 * width] = 0.0
+                    for i in range(c, stop):
+                        allowed[i - c] = good[i - c] and _fits_in_place(
+                            content_service[i],
+                            content_memory[i],
+                            class_services[k],
+                            class_memory[k],
+                            content_devices[i] > 1,
+                            pool_memory[q],
+                        )
+                if is_new or len(levels) > 0:  # else what is best does not depend on what runs
+                    _dominate(marks, allowed, content_work[c:stop], dominated)
+                for i in range(c, stop):
+                    if not allowed[i - c] or dominated[i - c]:
                         continue
-                    at_least = True
-                    same = True
-                    for m in range(4 * width):
-                        if marks[j - c, m] < marks[i - c, m]:
-                            at_least = False
-                            break
-                        if marks[j - c, m] > marks[i - c, m]:
-                            same = False
-                    if at_least and not same:
-                        dominated = True
-                        break
-                    if at_least and same:  # alike: the faster one, then the first
-                        better = j < i
-                        for t in range(width):
-                            if content_work[j, t] != content_work[i, t]:
-                                better = content_work[j, t] > content_work[i, t]
-                                break
-                        if better:
-                            dominated = True
-                            break
-                if dominated:
-                    continue
-                top = min(pool_devices[q] // content_devices[i], np.int64(np.ceil(fills[i - c])))
-                if top < 1:
-                    continue
-                for k in range(class_start[q] - 1, class_start[q + 1]):
-                    is_new = k < class_start[q]
+                    most = min(pool_devices[q] // content_devices[i], np.int64(np.ceil(fills[i - c])))
+                    if most < 1:
+                        continue
                     loaded = 0
-                    most = top
                     if not is_new:
                         if class_shape[k, 0] != content_tp[i] or class_shape[k, 1] != content_pp[i]:
                             continue
@@ -178,21 +214,7 @@ def _sift(
                                 loaded |= 1 << t
                         if loaded == 0:
                             continue
-                        together = 0.0  # on each device until the switch: see epara_opt.beside.fits_in_place
-                        for service in range(class_memory.shape[1]):
-                            together += class_memory[k, service]
-                        anew = False
-                        for t in range(width):
-                            service = content_service[i, t]
-                            anew = anew or (content_devices[i] > 1 and service >= 0 and not class_services[k, service])
-                        for t in range(width):
-                            service = content_service[i, t]
-                            if service >= 0:
-                                held = 0.0 if anew else class_memory[k, service]
-                                together += max(0.0, content_memory[i, t] - held)
-                        if together > pool_memory[q]:
-                            continue
-                        most = min(top, class_size[k])
+                        most = min(most, class_size[k])
                     if num == size:
                         size *= 2
                         out_content = _grown(out_content, size)

@@ -23,6 +23,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 COLUMNS = ("arrival_s", "service", "origin")
+YEAR_S = 365.0 * 86_400.0
 BEFORE = 50  # mean gaps for which a renewal process runs before the clock starts
 
 
@@ -167,6 +168,12 @@ def asked_for(
     return [r for r in requests if r[1:] in asked]
 
 
+def longest_s(demand: Sequence[Demand], services: Mapping[str, Service], *, most: float) -> float:
+    """Seconds in which the demand's streams send so many frames; at most a year."""
+    frames_per_s = sum(num_streams(d.offered) * (services[d.service].fps or 0.0) for d in demand if d.is_streams)
+    return min(YEAR_S, most / frames_per_s if frames_per_s > 0 else YEAR_S)
+
+
 def read_requests(
     path: Path | str, *, services: Container[str], servers: Container[str]
 ) -> list[tuple[float, str, str]]:
@@ -174,7 +181,7 @@ def read_requests(
     with every bad line."""
     path = Path(path)
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError) as e:
         law = f"expected a list of requests that can be read: {getattr(e, 'strerror', None) or 'it is not UTF-8'}"
         raise InputError(Violation(path="", law=law, file=str(path))) from None
