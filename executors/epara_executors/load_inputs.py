@@ -12,7 +12,7 @@ from epara_opt.errors import InputError, Violation
 
 WORDS = ("edge", "camera", "street", "light", "model", "queue", "early", "later", "north", "south", "red", "green")
 VARIABLE_IMAGE = 64  # pixels per side where a shape leaves them open
-ALTERNATIVE_OF_TEXT = frozenset({"input_ids", "attention_mask"})
+ALTERNATIVE_OF_TEXT = frozenset({"input_ids", "attention_mask", "messages"})
 
 
 def random_inputs(spec: ModelSpec, rng: np.random.Generator, *, prompt_tokens: int = 16) -> dict[str, AnyArray]:

@@ -224,6 +224,7 @@ class Dispatch:
                     text=str(fields["text"]),
                     done=bool(fields["done"]),
                     finish_reason=str(fields.get("finish_reason") or ""),
+                    usage=_usage(fields),
                 )
             )
 
@@ -260,11 +261,19 @@ class Dispatch:
                 continue
             replica.served += 1
             if not job.answer.done():
-                job.answer.set_result(Answer(tensors=_as_tensors(outputs), server=self._server))
+                params = _usage(verdict)
+                reason = {"finish_reason": str(verdict["finish_reason"])} if verdict.get("finish_reason") else {}
+                made = Answer(tensors=_as_tensors(outputs), server=self._server, params={**params, **reason})
+                job.answer.set_result(made)
 
 
 def _rows_due(replica: Replica, due_at: float) -> int:
     return sum(j.rows for j in replica.queue if j.due_at <= due_at)
+
+
+def _usage(said: Mapping[str, Any]) -> dict[str, int]:
+    """Token counts as a worker tells them; none where it tells none."""
+    return {str(k): int(v) for k, v in (said.get("usage") or {}).items()}
 
 
 def _as_tensors(run: Any) -> tuple[Tensor, ...]:

@@ -274,9 +274,9 @@ class RequestHandler:
         final: dict[str, Scalar] = {"triton_final_response": True} if ticket.on_response else {}
         if streams_tokens and ticket.on_response is not None:
             if not done_sent:
-                ticket.emit(response_of(ticket.request, (), final))
+                ticket.emit(response_of(ticket.request, (), {**answer.params, **final}))
             return None
-        response = response_of(ticket.request, answer.tensors, final)
+        response = response_of(ticket.request, answer.tensors, {**answer.params, **final})
         if ticket.on_response is not None:
             ticket.emit(response)
             return None
@@ -318,7 +318,7 @@ def _token_response(request: oip.ModelInferRequest, token: Token) -> oip.ModelIn
         Tensor("text", "BYTES", (1,), join_bytes([token.text.encode()])),
         Tensor("tokens", "INT64", (1,), token.token.to_bytes(8, "little", signed=True)),
     ]
-    params: dict[str, Scalar] = {"index": token.index, "triton_final_response": token.done}
+    params: dict[str, Scalar] = {"index": token.index, "triton_final_response": token.done, **token.usage}
     if token.finish_reason:
         params["finish_reason"] = token.finish_reason
     return response_of(request, tensors, params)

@@ -84,6 +84,7 @@ class Token:
     text: str
     done: bool
     finish_reason: str
+    usage: Mapping[str, int]  # of the last step; else empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,7 @@ class Answer:
 
     tensors: Sequence[Tensor]
     server: str = ""
+    params: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])  # finish_reason, prompt_tokens, ...
 
 
 _ids = itertools.count(1)

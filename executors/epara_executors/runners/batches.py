@@ -52,6 +52,10 @@ class OnePassRunner(ABC):
         """The request's arrays as the model takes them. Raises RequestError for content no shape reveals."""
         return request.inputs
 
+    def num_tokens(self, prepared: Mapping[str, Array]) -> int:
+        """Tokens that the model reads of what `prepare` made; 0 where it reads none."""
+        return 0
+
     def collate(self, members: Sequence[Mapping[str, Array]]) -> list[tuple[list[int], Mapping[str, Array]]]:
         """Which members run in one pass, and their joined arrays. Here: those of equal shape but for the rows."""
         together: dict[tuple[Any, ...], list[int]] = {}
@@ -73,6 +77,7 @@ class OnePassRunner(ABC):
                 valid.append((i, rows, self.prepare(request)))
             except RequestError as error:
                 answers[i] = Answer(request.id, code="INVALID_ARGUMENT", message=str(error))
+        read = {i: self.num_tokens(arrays) for i, _, arrays in valid}
         for indexes, joined in self.collate([arrays for _, _, arrays in valid]) if valid else []:
             members = [valid[k] for k in indexes]
             try:
@@ -86,7 +91,8 @@ class OnePassRunner(ABC):
             for i, rows, _ in members:
                 wanted = requests[i].outputs or tuple(made)
                 part = {name: made[name][start : start + rows] for name in wanted if name in made}
-                answers[i] = Answer(requests[i].id, outputs=part)
+                usage = {"prompt_tokens": read[i]} if read[i] else {}
+                answers[i] = Answer(requests[i].id, outputs=part, usage=usage)
                 start += rows
         return [answers[i] for i in range(len(requests))]
 

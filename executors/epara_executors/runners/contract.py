@@ -58,6 +58,7 @@ class Answer:
 
     id: str
     outputs: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    usage: Mapping[str, int] = field(default_factory=dict[str, int])  # of tokens; empty: none were read or written
     code: str = ""  # "" | INVALID_ARGUMENT | INTERNAL
     message: str = ""
 

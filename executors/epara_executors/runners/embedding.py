@@ -66,6 +66,9 @@ class EmbeddingRunner(OnePassRunner):
             mask[row, : len(tokens)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
+    def num_tokens(self, prepared: Mapping[str, Array]) -> int:
+        return int(prepared["attention_mask"].sum())
+
     def collate(self, members: Sequence[Mapping[str, Array]]) -> list[tuple[list[int], Mapping[str, Array]]]:
         width = max(m["input_ids"].shape[1] for m in members)
 

@@ -7,6 +7,7 @@ sampling comes from the request (temperature, top_k, top_p, seed); greedy is the
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence as Listing
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from epara_executors.runners import chat
 from epara_executors.runners.arrays import text_array
 from epara_executors.runners.contract import Answer, Form, Request, RequestError, TensorSpec, check
 from epara_executors.runners.decoder import DecoderPart, Step
@@ -33,6 +35,7 @@ class GenerationRunner:
     forms: tuple[Form, ...] = (
         (TensorSpec("text", "BYTES", (-1,)),),
         (TensorSpec("input_ids", "INT64", (-1, -1)),),
+        (TensorSpec("messages", "BYTES", (-1,)),),  # one conversation: a JSON array of {role, content}
     )
     outputs: Form = (TensorSpec("text", "BYTES", (1,)), TensorSpec("tokens", "INT64", (-1,)))
 
@@ -69,7 +72,7 @@ class GenerationRunner:
                 f"params.max_tokens: expected prompt and output within {self.max_length} tokens, "
                 f"got {len(prompt)} + {max_tokens}"
             )
-        stops = _stops(params.get("stop"))
+        stops = [*_stops(params.get("stop")), *_listed_stops(params.get("stops"))]
         return Sequence(
             key=key,
             request=request.id,
@@ -87,25 +90,23 @@ class GenerationRunner:
         tokens = np.array(sequence.tokens, dtype=np.int64)
         made = {"text": text_array([sequence.transcript.text]), "tokens": tokens}
         wanted = sequence.outputs or tuple(made)
-        return Answer(sequence.request, {name: made[name] for name in wanted if name in made})
+        return Answer(sequence.request, {name: made[name] for name in wanted if name in made}, sequence.usage)
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
     def _prompt(self, request: Request) -> tuple[int, ...]:
-        if "text" in request.inputs:
-            raw = request.inputs["text"][0]
-            try:
-                text = raw.decode() if isinstance(raw, bytes) else str(raw)
-            except UnicodeDecodeError as error:
-                raise RequestError(
-                    f"text: expected UTF-8, got {error.object[error.start : error.start + 4]!r}"
-                ) from error
-            ids: list[int] = self._tokenizer(text)["input_ids"]
-            if not ids:
-                raise RequestError("text: expected at least one token, got none")
+        (name,) = request.inputs  # each form is one tensor
+        raw = request.inputs[name][0]
+        ids: list[int]
+        if name == "input_ids":
+            ids = [int(t) for t in raw]
+        elif name == "messages":
+            ids = chat.token_ids(self._tokenizer, chat.conversation(_decoded(name, raw)))
         else:
-            ids = [int(t) for t in request.inputs["input_ids"][0]]
+            ids = self._tokenizer(_decoded(name, raw))["input_ids"]
+        if not ids:
+            raise RequestError(f"{name}: expected at least one token, got none")
         vocab_size = self.part.vocab_size
         for token in ids:
             if not 0 <= token < vocab_size:
@@ -179,6 +180,26 @@ def choose(logits: torch.Tensor, sampling: Sampling, index: int) -> int:
         scaled = scaled.index_fill(0, order[before > sampling.top_p], -torch.inf)
     generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + index) % 2**63)
     return int(torch.multinomial(scaled.softmax(0), 1, generator=generator))
+
+
+def _decoded(name: str, raw: Any) -> str:
+    try:
+        return raw.decode() if isinstance(raw, bytes) else str(raw)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name}: expected UTF-8, got {error.object[error.start : error.start + 4]!r}") from error
+
+
+def _listed_stops(given: Any) -> list[str]:
+    """Stop strings as one parameter of the Open Inference Protocol, which knows no lists: a JSON array."""
+    if given is None:
+        return []
+    try:
+        listed = json.loads(given)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"params.stops: expected a JSON array of texts, got {given!r}") from error
+    if not isinstance(listed, list):
+        raise RequestError(f"params.stops: expected a JSON array of texts, got {given!r}")
+    return _stops(cast("list[Any]", listed))
 
 
 def _stops(given: Any) -> list[str]:

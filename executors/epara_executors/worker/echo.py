@@ -13,12 +13,14 @@ Speaks the whole frame protocol. What it does is set by a tenant's `source`, a U
     crash_above    a larger element ends the process with status 70, without a word
     hang_above     a larger element is never answered
 
-Generation (task text-generation) takes `text` and answers its words, repeated, one token each.
+Generation (task text-generation) takes `text`, or the last of `messages`, and answers its words, repeated, one token
+each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -74,7 +76,7 @@ class _Tenant:
 
     def loaded(self, load_s: float) -> Frame:
         if self.generates:
-            inputs: list[Any] = [["text", "BYTES", [1]]]
+            inputs: list[Any] = [["text", "BYTES", [1]], ["messages", "BYTES", [1]]]
             outputs: list[Any] = [["text", "BYTES", [1]], ["tokens", "INT64", [-1]]]
         else:
             inputs, outputs = [["x", "FP32", [-1, self.width]]], [["y", "FP32", [-1, self.width]]]
@@ -198,11 +200,15 @@ class EchoWorker:
     async def _generate(self, tenant: _Tenant, frame: Frame) -> None:
         request = frame.fields["requests"][0]
         params = request["params"]
-        words: Sequence[str] = bytes(to_array(frame.tensors[0])[0]).decode().split() or [""]
+        text = bytes(to_array(frame.tensors[0])[0]).decode()
+        if frame.tensors[0].name == "messages":
+            text = str(json.loads(text)[-1]["content"])
+        words: Sequence[str] = text.split() or [""]
         num_tokens = int(params.get("max_tokens", DEFAULT_MAX_TOKENS))
         name = {"id": frame.fields["id"], "replica": tenant.replica}
         started_at = time.monotonic()
         said: list[str] = []
+        usage = {"prompt_tokens": len(words), "completion_tokens": num_tokens}
         async with tenant.slots:
             for index in range(num_tokens):
                 await asyncio.sleep(tenant.latency_ms / 1000.0)
@@ -210,12 +216,13 @@ class EchoWorker:
                 if params.get("stream"):
                     done = index + 1 == num_tokens
                     token = {"index": index, "token": index % len(words), "text": said[-1] + " ", "done": done}
-                    self._send(Frame("token", {**name, **token, "finish_reason": "length" if done else ""}))
-        text = from_array("text", np.array([" ".join(said).encode()], dtype=np.object_))
+                    end = {"finish_reason": "length", "usage": usage} if done else {}
+                    self._send(Frame("token", {**name, **token, **end}))
+        answer = from_array("text", np.array([" ".join(said).encode()], dtype=np.object_))
         tokens = from_array("tokens", np.arange(num_tokens, dtype=np.int64) % len(words))
-        verdict = {"id": request["id"], "ok": True, "tensors": 2}
+        verdict = {"id": request["id"], "ok": True, "tensors": 2, "usage": usage, "finish_reason": "length"}
         batch_ms = 1000.0 * (time.monotonic() - started_at)
-        self._send(Frame("result", {**name, "batch_ms": batch_ms, "requests": [verdict]}, [text, tokens]))
+        self._send(Frame("result", {**name, "batch_ms": batch_ms, "requests": [verdict]}, [answer, tokens]))
 
 
 class EchoHandle:

@@ -14,7 +14,7 @@ Agent to worker
           `outputs` names those wanted (empty: all); for each request in order its input tensors. One batch; the
           worker runs batches of a group one at a
           time in arrival order. Generation (task text-generation): one request per infer, sent at once, params
-          {max_tokens, stream, temperature, top_k, top_p, seed, stop}; the worker batches continuously over
+          {max_tokens, stream, temperature, top_k, top_p, seed, stop, stops}; the worker batches continuously over
           `batch` slots.
   cancel  {replica, id}                  frees the slot of a generation at once; no result need follow
   tune    {replica, batch, frames}       a live tenant's batch limits change in place
@@ -27,10 +27,11 @@ Worker to agent
           one per tenant; -1 in a shape is variable, a leading -1 is the batch
   ready   {}                             every tenant loaded and warmed up, or refused
   refused {replica, detail}              of a later load, when others are held: this one could not be loaded
-  token   {replica, id, index, token, text, done, finish_reason}     id is the infer's; where params.stream
-  result  {id, replica, batch_ms, requests: [{id, ok: true, tensors: n}
+  token   {replica, id, index, token, text, done, finish_reason, usage}   id is the infer's; where params.stream
+  result  {id, replica, batch_ms, requests: [{id, ok: true, tensors: n, usage, finish_reason}
            | {id, ok: false, code: "INVALID_ARGUMENT" | "INTERNAL", message}]} + output tensors concatenated in
-          the same manner. Generation answers `text` (BYTES [1]) and `tokens` (INT64 [n]).
+          the same manner. Generation answers `text` (BYTES [1]) and `tokens` (INT64 [n]). usage: {prompt_tokens,
+          completion_tokens} of what reads and writes tokens, finish_reason of generations; absent elsewhere.
   measured {median_ms}
   failed  {detail, unsupported}          of a load into an empty worker, or of anything else; then the process exits;
           unsupported: no runner serves this model in this shape

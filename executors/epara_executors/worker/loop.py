@@ -270,7 +270,8 @@ class Loop:
                 heads.append({"id": answer.id, "ok": False, "code": answer.code, "message": answer.message})
                 continue
             made = [from_array(name, array) for name, array in answer.outputs.items()]
-            heads.append({"id": answer.id, "ok": True, "tensors": len(made), **(more or {})})
+            usage = {"usage": dict(answer.usage)} if answer.usage else {}
+            heads.append({"id": answer.id, "ok": True, "tensors": len(made), **usage, **(more or {})})
             counts.append(len(made))
             tensors += made
         batch_ms = 1000 * (time.perf_counter() - started_at)
@@ -295,6 +296,7 @@ def _token(replica: str, item: Emitted) -> Frame:
             "text": item.text,
             "done": item.done,
             "finish_reason": sequence.finish_reason,
+            "usage": sequence.usage if item.done else {},
         },
     )
 

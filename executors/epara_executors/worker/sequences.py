@@ -91,6 +91,11 @@ class Sequence:
     def length(self) -> int:
         return len(self.prompt) + len(self.tokens)
 
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens read and written so far, end-of-text and those of a stop string included."""
+        return {"prompt_tokens": len(self.prompt), "completion_tokens": len(self.tokens)}
+
     def append(self, token: int) -> str:
         """Take the next token, decide whether it was the last, return the text it made certain."""
         self.tokens.append(token)
