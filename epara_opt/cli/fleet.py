@@ -37,6 +37,7 @@ def executor(
     server: Annotated[str, typer.Option(help="This server's name in the topology.", show_default=False)],
     topology: Annotated[Path | None, typer.Option(help="Take the address from here.")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 lets the system choose.")] = None,
+    http: Annotated[str, typer.Option(help="HOST:PORT for OpenAI's API over HTTP; none if empty.")] = "",
     state_dir: Annotated[Path, typer.Option(help="Where the committed plan is kept.")] = Path("runs/executor"),
     model_root: Annotated[Path, typer.Option(help="Local model sources are relative to it.")] = Path(),
     devices: Annotated[str, typer.Option(help='What it drives, e.g. "cpu:2,gpu:1"; found if empty.')] = "",
@@ -56,6 +57,7 @@ def executor(
     options = AgentOptions(
         server=server,
         listen=listen,
+        http=http,
         state_dir=state_dir / server,
         model_root=model_root,
         devices=devices,

@@ -49,7 +49,7 @@ class DataPlane(GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:  # noqa: N802
         routing = await self._known(request.name, request.version, context)
-        return oip.ModelReadyResponse(ready=not self._why_unready(routing))
+        return oip.ModelReadyResponse(ready=not self._peers.why_unready(routing))
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
@@ -139,7 +139,7 @@ class DataPlane(GRPCInferenceServiceServicer):
     ) -> oip.RepositoryIndexResponse:
         response = oip.RepositoryIndexResponse()
         for name, routing in self._executor.routing.items():
-            reason = self._why_unready(routing)
+            reason = self._peers.why_unready(routing)
             if not (request.ready and reason):
                 response.models.add(name=name, version="1", state="UNAVAILABLE" if reason else "READY", reason=reason)
         return response
@@ -161,18 +161,6 @@ class DataPlane(GRPCInferenceServiceServicer):
             what = f"model {name!r}" if routing is None else f"model {name!r} version {wanted}"
             await _abort(context, UnknownService(f"{what} is not known here; known: {known}"))
         return routing
-
-    def _why_unready(self, routing: ServiceRouting) -> str:
-        """Empty where a request could be served, here or by a peer."""
-        if any(g.is_ready for g, _ in routing.hosted.values()):
-            return ""
-        now = asyncio.get_running_loop().time()
-        found = (self._peers.get(s) for s in routing.peers)
-        if any(p is not None and p.is_usable(now) for p in found):
-            return ""
-        states = [f"{r.spec.replica} is {g.state} {g.detail}".strip() for g, r in routing.hosted.values()]
-        states += [f"{s} does not answer" for s in routing.peers]
-        return "; ".join(states)
 
 
 def _metadata(context: Context) -> dict[str, str]:

@@ -3,9 +3,10 @@
     python -m epara_executors.agent --server NAME --listen HOST:PORT --state-dir DIR --model-root DIR
 
 Prints one JSON line {"listening": "HOST:PORT", "pid": N} on stdout once clients may connect (port 0 lets the
-system choose). Health is NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new
-work, what is in flight ends, workers leave, exit 0. Exit 2: bad arguments, a model root that is no folder. Exit 5:
-the address or the state directory is in use, or the state directory cannot be written.
+system choose); with --http HOST:PORT it also has "http", where the OpenAI-compatible front listens. Health is
+NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new work, what is in flight ends,
+workers leave, exit 0. Exit 2: bad arguments, a model root that is no folder. Exit 5: the address or the state directory
+is in use, or the state directory cannot be written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -30,6 +32,10 @@ from typing import TYPE_CHECKING, Any
 from epara_opt.errors import EparaError, FleetError, InputError, Violation
 
 if TYPE_CHECKING:
+    from epara_executors.agent.executor import Executor
+    from epara_executors.agent.handler import RequestHandler
+    from epara_executors.agent.http_front.server import HttpServer
+    from epara_executors.agent.peers import Peers
     from epara_executors.agent.worker_link import WorkerLauncher
 
 log = logging.getLogger(__name__)
@@ -44,6 +50,7 @@ class AgentOptions:
 
     server: str  # its name in the topology
     listen: str  # HOST:PORT; port 0: the system chooses
+    http: str = ""  # the same for the OpenAI-compatible front; empty: none
     state_dir: Path  # the committed plan is kept here
     model_root: Path  # local model sources are relative to it
     devices: str = ""  # "cpu:2,gpu:1"; empty: what is found, CPU slots unlimited
@@ -53,9 +60,10 @@ class AgentOptions:
     drain_grace_s: float = DRAIN_GRACE_S
 
     def __post_init__(self) -> None:
-        host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(Violation(path="listen", law="expected HOST:PORT", value=self.listen))
+        for path, given in (("listen", self.listen), *([("http", self.http)] if self.http else [])):
+            host, _, port = given.rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise InputError(Violation(path=path, law="expected HOST:PORT", value=given))
         if not self.server:
             raise InputError(Violation(path="server", law="expected a name", value="nothing"))
         if self.worker not in ("torch", "echo"):
@@ -71,10 +79,14 @@ def run(options: AgentOptions) -> int:
     if not options.model_root.is_dir():
         law = "expected a folder, local model sources are relative to it"
         raise InputError(Violation(path="model_root", law=law, value=str(options.model_root)))
+    if options.http and not all(importlib.util.find_spec(m) for m in ("starlette", "uvicorn")):
+        law = "expected the HTTP front's libraries; install them: pip install 'epara-opt[http]'"
+        raise InputError(Violation(path="http", law=law, value=options.http))
     from epara_executors.agent.persistence import require_usable
 
     require_usable(options.state_dir)
-    _require_free(options.listen)
+    for address in filter(None, (options.listen, options.http)):
+        _require_free(address)
     # The fork server inherits this: without leave, no library may ask a hub for anything.
     if not options.allow_remote_hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -165,14 +177,21 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     add(PeerPlane(peers), server)
     add_reflection(server)
     background: list[asyncio.Task[Any]] = []
+    http: HttpServer | None = None
     try:
+        if options.http:
+            http = _http_server(options, executor, handler, peers)
         try:
             port = server.add_insecure_port(options.listen)
         except RuntimeError as e:
             raise FleetError(f"cannot listen on {options.listen}: the address is in use or not ours") from e
         await server.start()
         address = f"{options.listen.rpartition(':')[0]}:{port}"
-        print(json.dumps({"listening": address, "pid": os.getpid()}), flush=True)
+        said: dict[str, Any] = {"listening": address, "pid": os.getpid()}
+        if http is not None:
+            await http.start()
+            said["http"] = http.address
+        print(json.dumps(said), flush=True)
 
         async def restore() -> None:
             await executor.restore()
@@ -185,9 +204,11 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         await leave.wait()
         executor.draining = True
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        await server.stop(options.drain_grace_s)
+        await asyncio.gather(server.stop(options.drain_grace_s), *([http.stop()] if http is not None else []))
     finally:
         await server.stop(0)
+        if http is not None:
+            await http.stop()
         for task in background:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -197,6 +218,15 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         store.close()
         shutil.rmtree(sockets, ignore_errors=True)
     return 0
+
+
+def _http_server(options: AgentOptions, executor: Executor, handler: RequestHandler, peers: Peers) -> HttpServer:
+    """The OpenAI-compatible front; its libraries are imported only for it."""
+    from epara_executors.agent.http_front.app import Front
+    from epara_executors.agent.http_front.server import HttpServer
+
+    front = Front(executor, handler, peers, rng=random.Random())
+    return HttpServer(options.http, front.app(), drain_grace_s=options.drain_grace_s)
 
 
 def _report(task: asyncio.Task[Any]) -> None:
@@ -209,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m epara_executors.agent", description="One executor's agent.")
     parser.add_argument("--server", required=True, help="this server's name in the topology")
     parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="port 0: the system chooses")
+    parser.add_argument("--http", default="", metavar="HOST:PORT", help="serve OpenAI's API here too; port 0 as above")
     parser.add_argument("--state-dir", required=True, type=Path)
     parser.add_argument("--model-root", required=True, type=Path)
     parser.add_argument("--devices", default="", metavar="KIND:COUNT,...", help="default: what is found")
@@ -225,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             AgentOptions(
                 server=given.server,
                 listen=given.listen,
+                http=given.http,
                 state_dir=given.state_dir,
                 model_root=given.model_root,
                 devices=given.devices,

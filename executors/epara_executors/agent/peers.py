@@ -21,6 +21,7 @@ import grpc.aio
 
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.requests import refusal_of
+from epara_executors.agent.routing_table import ServiceRouting
 from epara_executors.rpc import epara_pb2 as pb
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.epara_pb2_grpc import ExecutorPeerStub
@@ -142,6 +143,18 @@ class Peers:
         asked since the switch is sure to name them.
         """
         return peer.asked_at < self._executor.switched_at
+
+    def why_unready(self, routing: ServiceRouting) -> str:
+        """Empty where a request could be served, here or by a peer."""
+        if any(g.is_ready for g, _ in routing.hosted.values()):
+            return ""
+        now = asyncio.get_running_loop().time()
+        found = (self._peers.get(s) for s in routing.peers)
+        if any(p is not None and p.is_usable(now) for p in found):
+            return ""
+        states = [f"{r.spec.replica} is {g.state} {g.detail}".strip() for g, r in routing.hosted.values()]
+        states += [f"{s} does not answer" for s in routing.peers]
+        return "; ".join(states)
 
     def message(self) -> pb.SyncMessage:
         """What this executor could still serve on time."""
