@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from epara_executors.runners import chat
 from epara_executors.runners.arrays import from_array, text_array, to_array
 from epara_executors.runners.batches import OnePassRunner
 from epara_executors.runners.contract import LoadError, Request, RequestError, UnsupportedShape
-from epara_executors.runners.generation import GenerationRunner
+from epara_executors.runners.generation import GenerationRunner, choose
 from epara_executors.runners.loading import image_size, read_config
 from epara_executors.runners.registry import open_decoder, open_one_pass, supported_shapes
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.frames import Tensor
 from epara_executors.worker.ranks import alone
 from epara_executors.worker.scheduler import Scheduler
+from epara_executors.worker.sequences import Sampling
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -219,6 +221,15 @@ def test_sampling_with_a_seed_is_the_same_in_any_company(llama: GenerationRunner
         ({"text": text_array(["a"])}, {"max_tokens": 5000}, r"within 2048 tokens, got 2 \+ 5000"),
         ({"input_ids": np.array([[-1]])}, {}, r"input_ids: expected values in \[0, 259\), got -1"),
         ({"text": text_array(["a"])}, {"stop": 3}, "params.stop: expected text or a list of texts, got 3"),
+        ({"text": text_array(["a"])}, {"stops": "a"}, "params.stops: expected a JSON array of texts, got 'a'"),
+        ({"text": text_array(["a"])}, {"stops": "[1]"}, r"params.stop: expected text or a list of texts, got \[1\]"),
+        ({"text": text_array(["a"])}, {"stops": '["a"' + ', "a"' * 16 + "]"}, "expected at most 16 texts, got 17"),
+        ({"text": text_array(["a"])}, {"top_k": float("inf")}, "params.top_k: expected a number, got inf"),
+        ({"text": text_array(["a"])}, {"seed": "nan"}, "params.seed: expected a number, got 'nan'"),
+        ({"messages": text_array(["{}"])}, {}, "messages: expected a non-empty array, got {}"),
+        ({"messages": text_array(["[1]"])}, {}, r"messages\[0\]: expected an object, got 1"),
+        ({"messages": text_array(['[{"role": "user"}]'])}, {}, r"messages\[0\].content: expected text, got None"),
+        ({"messages": text_array(["["])}, {}, "messages: expected a JSON array"),
     ],
 )
 def test_generations_that_cannot_be_are_refused(
@@ -226,6 +237,45 @@ def test_generations_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         llama.sequence("k", Request("r", inputs, params))
+
+
+def test_a_conversation_without_a_template_is_one_line_per_message(llama: GenerationRunner, tiny_root: Path) -> None:
+    given = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]'
+    member = llama.sequence("k", Request("r", {"messages": text_array([given])}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    assert list(member.prompt) == tokenizer("system: Be brief.\nuser: Who?\nassistant:")["input_ids"]
+    assert llama.answer(member).usage == {"prompt_tokens": len(member.prompt), "completion_tokens": 0}
+
+
+def test_a_template_writes_its_own_special_tokens(tiny_root: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    tokens = chat.token_ids(tokenizer, [{"role": "user", "content": "a"}])
+    assert tokens == tokenizer("[a]")["input_ids"]  # one bos, not two
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ raise_exception('no') }}", "{% for %}", "{{ nobody.here }}"])
+def test_a_template_that_fails_fails_its_request(tiny_root: Path, template: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    tokenizer.chat_template = template
+    with pytest.raises(RequestError, match="messages: the model's chat template refuses them"):
+        chat.token_ids(tokenizer, [{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_temperatures_next_to_nothing_are_greedy_and_none_fails(dtype: torch.dtype) -> None:
+    logits = torch.tensor([900.0, -900.0, 1000.0], dtype=dtype)
+    for temperature in (1e-320, 1e-40, 1e-6, 1e-3):
+        assert choose(logits, Sampling(temperature=temperature), 0) == 2
+    assert 0 <= choose(logits, Sampling(temperature=1e30, top_p=1e-9), 0) < 3
+
+
+def test_embeddings_say_how_many_tokens_they_read(tiny_root: Path) -> None:
+    runner = runner_of("feature-extraction", "tiny-bert", tiny_root)
+    short, long = runner.run(
+        [Request("a", {"text": text_array(["ab"])}), Request("b", {"text": text_array(["a", "abc"])})]
+    )
+    assert (short.usage, long.usage) == ({"prompt_tokens": 3}, {"prompt_tokens": 6})
 
 
 def test_a_source_that_is_nowhere_is_named_with_what_was_tried(tmp_path: Path, monkeypatch: Any) -> None:

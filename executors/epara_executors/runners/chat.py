@@ -15,8 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from jinja2 import TemplateError
-
 from epara_executors.runners.contract import RequestError
 
 Message = Mapping[str, Any]
@@ -46,7 +44,7 @@ def token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     if getattr(tokenizer, "chat_template", None):
         try:
             text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-        except (TemplateError, ValueError, TypeError, KeyError) as error:  # a template refuses what it does not know
+        except Exception as error:  # a template is a program: whatever it raises is about these messages
             raise RequestError(f"messages: the model's chat template refuses them: {error}") from error
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(plain(messages))["input_ids"])

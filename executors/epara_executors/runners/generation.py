@@ -27,6 +27,8 @@ from epara_executors.worker.scheduler import Work
 from epara_executors.worker.sequences import Sampling, Sequence, number
 
 _DEFAULT_OUTPUT_TOKENS = 64
+_GREEDY_BELOW = 1e-6  # temperatures that no float32 can divide by
+_MAX_STOPS = 16  # each is looked for at every token, while every other sequence waits
 
 
 class GenerationRunner:
@@ -73,6 +75,8 @@ class GenerationRunner:
                 f"got {len(prompt)} + {max_tokens}"
             )
         stops = [*_stops(params.get("stop")), *_listed_stops(params.get("stops"))]
+        if len(stops) > _MAX_STOPS:
+            raise RequestError(f"params.stops: expected at most {_MAX_STOPS} texts, got {len(stops)}")
         return Sequence(
             key=key,
             request=request.id,
@@ -169,9 +173,9 @@ class GenerationRunner:
 
 def choose(logits: torch.Tensor, sampling: Sampling, index: int) -> int:
     """The next token from logits, (vocabulary,). The same seed and index choose the same, in any company."""
-    if sampling.temperature == 0:
+    if sampling.temperature < _GREEDY_BELOW:
         return int(logits.argmax())
-    scaled = logits / sampling.temperature
+    scaled = (logits.float() - logits.max().float()) / sampling.temperature  # <= 0: nothing overflows
     if 0 < sampling.top_k < scaled.numel():
         scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -torch.inf)
     if sampling.top_p < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -39,14 +40,15 @@ class Sampling:
 
 def number(params: Mapping[str, Any], key: str, default: float) -> float:
     """A request parameter as a number. Raises RequestError for anything else."""
-    value = params.get(key, default)
+    given = params.get(key, default)
+    value = given
     if isinstance(value, str):
         try:
-            return float(value)
+            value = float(value)
         except ValueError:
-            raise RequestError(f"params.{key}: expected a number, got {value!r}") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise RequestError(f"params.{key}: expected a number, got {value!r}")
+            raise RequestError(f"params.{key}: expected a number, got {given!r}") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RequestError(f"params.{key}: expected a number, got {given!r}")
     return value
 
 
