@@ -19,10 +19,11 @@ from epara_executors.agent import requests as refusals
 from epara_executors.agent.http_front.app import MAX_BODY_BYTES, Front
 from epara_executors.agent.http_front.errors import HTTP_OF
 from epara_executors.agent.http_front.server import HttpServer
+from epara_executors.agent.main import AgentOptions, run
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.tensors import join_bytes
 
-from epara_opt.errors import FleetError
+from epara_opt.errors import FleetError, InputError
 
 ASK = [{"role": "user", "content": "left right"}]
 HTTP = ("--http", "127.0.0.1:0")
@@ -62,6 +63,16 @@ def url(edge):
 def client(edge):
     with client_of(edge.executors["a"].http_address) as client:
         yield client
+
+
+@contextlib.contextmanager
+def posted(address, body):
+    """A bare connection that has sent a chat, and is closed at the end whatever comes."""
+    payload = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(head.encode() + payload)
+        yield connection
 
 
 def error_of(response):
@@ -253,11 +264,8 @@ def test_a_client_that_leaves_frees_its_slot_at_once(edge, url, stream):
         return next(r.queued for r in edge.state("a").replicas if r.service == "slow")
 
     body = {"model": "slow", "messages": ASK, "max_tokens": 1000, "stream": stream}
-    payload = json.dumps(body).encode()
     host, _, port = url.removeprefix("http://").rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
-        connection.sendall(head.encode() + payload)
+    with posted((host, int(port)), body) as connection:
         edge.until(lambda: queued() == 1)
         if stream:
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
@@ -282,6 +290,24 @@ def test_what_others_host_is_answered_there(echo_edge):
         *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
         assert "".join(c.choices[0].delta.content or "" for c in chunks) == "left right left "
         assert last.usage == made.usage
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot_at_a_peer(echo_edge, stream):
+    for server in ("a", "b"):
+        echo_edge.start(server, "127.0.0.1:0", *HTTP)
+    tenant = chat_tenant(echo_edge, latency_ms=1000, deadline_ms=60_000.0)
+    echo_edge.apply("b", echo_edge.group("b", tenant, name="g1"))
+    echo_edge.apply("a", routes=(echo_edge.route(tenant, "b"),), peers=(echo_edge.peer("chat", "b"),))
+
+    def queued():
+        return next(r.queued for r in echo_edge.state("b").replicas)
+
+    host, _, port = echo_edge.executors["a"].http_address.rpartition(":")
+    body = {"model": "chat", "messages": ASK, "max_tokens": 1000, "stream": stream}
+    with posted((host, int(port)), body):
+        echo_edge.until(lambda: queued() == 1)
+    echo_edge.until(lambda: queued() == 0, deadline_s=5.0)
 
 
 def test_sigterm_lets_a_stream_end_and_new_requests_go(echo_edge):
@@ -327,6 +353,24 @@ def test_an_http_address_in_use_ends_with_status_5(echo_edge):
     with pytest.raises(FleetError):
         echo_edge.start("b", "127.0.0.1:0", "--http", first.http_address)
     assert f"cannot listen on {first.http_address}" in (echo_edge.folder / "b.log").read_text()
+
+
+@pytest.mark.parametrize("given", ["nowhere", ":1", "127.0.0.1:70000", "127.0.0.1:x"])
+def test_an_http_address_that_is_none_ends_with_status_2(tmp_path, given):
+    command = [sys.executable, "-m", "epara_opt.cli", "executor", "--server", "a", "--listen", "127.0.0.1:0"]
+    command += ["--state-dir", str(tmp_path / "s"), "--model-root", str(tmp_path), "--http", given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "http: expected HOST:PORT" in done.stderr
+
+
+def test_without_its_libraries_the_option_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    options = AgentOptions(
+        server="a", listen="127.0.0.1:0", http="127.0.0.1:0", state_dir=tmp_path / "s", model_root=tmp_path
+    )
+    with pytest.raises(InputError, match=re.escape("pip install 'epara-opt[http]'")):
+        run(options)
 
 
 def test_without_the_option_nothing_of_it_is_imported(echo_edge):
