@@ -138,7 +138,9 @@ class FakeFleet:
         c.shed += count - int(count * on_time)
         c.streams = streams
 
-    def observe(self, servers: Mapping[str, str], *, with_plan: bool = False) -> FleetState:
+    def observe(
+        self, servers: Mapping[str, str], *, with_plan: bool = False, with_histograms: bool = False
+    ) -> FleetState:
         states: dict[str, ExecutorState] = {}
         down: dict[str, str] = {}
         for name, address in servers.items():
