@@ -17,7 +17,7 @@ START_TIMEOUT_S = 60.0
 
 
 class LocalExecutor:
-    """One agent process. `address` is where it listens."""
+    """One agent process. `address` is where it listens, `metrics` where it is scraped (empty: nowhere)."""
 
     def __init__(
         self,
@@ -50,7 +50,9 @@ class LocalExecutor:
             self._close()
             where = f"; see {log_file}" if log_file is not None else ""
             raise FleetError(f"executor of {server} ended with {status} before it listened on {listen}{where}")
-        self.address: str = json.loads(line)["listening"]
+        said = json.loads(line)
+        self.address: str = said["listening"]
+        self.metrics: str = said.get("metrics", "")
 
     @property
     def pid(self) -> int:

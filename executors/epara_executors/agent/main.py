@@ -3,9 +3,10 @@
     python -m epara_executors.agent --server NAME --listen HOST:PORT --state-dir DIR --model-root DIR
 
 Prints one JSON line {"listening": "HOST:PORT", "pid": N} on stdout once clients may connect (port 0 lets the
-system choose). Health is NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new
-work, what is in flight ends, workers leave, exit 0. Exit 2: bad arguments, a model root that is no folder. Exit 5:
-the address or the state directory is in use, or the state directory cannot be written.
+system choose); with --metrics HOST:PORT it also has "metrics": "HOST:PORT", where Prometheus may scrape. Health is
+NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new work, what is in flight ends,
+workers leave, exit 0. Exit 2: bad arguments, a model root that is no folder. Exit 5: an address or the state
+directory is in use, or the state directory cannot be written.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epara_opt.errors import EparaError, FleetError, InputError, Violation
 
 if TYPE_CHECKING:
+    from epara_executors.agent.metrics import MetricsServer
+    from epara_executors.agent.state import StateReader
     from epara_executors.agent.worker_link import WorkerLauncher
 
 log = logging.getLogger(__name__)
@@ -51,11 +55,12 @@ class AgentOptions:
     threads_per_device: int = 1  # torch threads of a worker on CPU
     worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
     drain_grace_s: float = DRAIN_GRACE_S
+    metrics: str = ""  # HOST:PORT to be scraped at; port 0: the system chooses; empty: nowhere
 
     def __post_init__(self) -> None:
-        host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(Violation(path="listen", law="expected HOST:PORT", value=self.listen))
+        _check_address("listen", self.listen)
+        if self.metrics:
+            _check_address("metrics", self.metrics)
         if not self.server:
             raise InputError(Violation(path="server", law="expected a name", value="nothing"))
         if self.worker not in ("torch", "echo"):
@@ -64,6 +69,12 @@ class AgentOptions:
             raise InputError(
                 Violation(path="threads_per_device", law="expected >= 1", value=str(self.threads_per_device))
             )
+
+
+def _check_address(path: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(Violation(path=path, law="expected HOST:PORT", value=address))
 
 
 def run(options: AgentOptions) -> int:
@@ -130,10 +141,12 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     from epara_executors.agent.control_plane import ControlPlane, PeerPlane
     from epara_executors.agent.data_plane import DataPlane
     from epara_executors.agent.devices import find_devices, limits, parse_devices
+    from epara_executors.agent.energy import find_energy_reader
     from epara_executors.agent.executor import Executor
     from epara_executors.agent.handler import RequestHandler
     from epara_executors.agent.peers import Peers
     from epara_executors.agent.persistence import CommittedStore
+    from epara_executors.agent.state import StateReader
     from epara_executors.rpc import epara_pb2_grpc, open_inference_pb2_grpc
     from epara_executors.rpc.reflect import add_reflection
 
@@ -145,6 +158,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     sockets = Path(tempfile.mkdtemp(prefix="epara-"))  # short: a Unix socket's path has at most 107 bytes
     executor = Executor(options.server, launcher=launcher, store=store, socket_dir=sockets, max_devices=max_devices)
     peers = Peers(executor)
+    reader = StateReader(executor, energy=find_energy_reader())
     handler = RequestHandler(executor, peers, rng=random.Random())
     message_limits = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -156,7 +170,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    control = ControlPlane(executor, peers, devices=devices, leave=leave.set)
+    control = ControlPlane(executor, peers, reader, devices=devices, leave=leave.set)
     add: Any = open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
     add(DataPlane(executor, handler, peers), server)
     add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
@@ -165,21 +179,25 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     add(PeerPlane(peers), server)
     add_reflection(server)
     background: list[asyncio.Task[Any]] = []
+    metrics: MetricsServer | None = None
     try:
         try:
             port = server.add_insecure_port(options.listen)
         except RuntimeError as e:
             raise FleetError(f"cannot listen on {options.listen}: the address is in use or not ours") from e
+        said: dict[str, Any] = {"listening": f"{options.listen.rpartition(':')[0]}:{port}", "pid": os.getpid()}
+        if options.metrics:
+            metrics = await _open_metrics(options.metrics, reader)
+            said["metrics"] = metrics.address
         await server.start()
-        address = f"{options.listen.rpartition(':')[0]}:{port}"
-        print(json.dumps({"listening": address, "pid": os.getpid()}), flush=True)
+        print(json.dumps(said), flush=True)
 
         async def restore() -> None:
             await executor.restore()
             peers.refresh()
             await health.set("", health_pb2.HealthCheckResponse.SERVING)
 
-        background = [asyncio.create_task(restore()), asyncio.create_task(peers.run())]
+        background = [asyncio.create_task(c) for c in (restore(), peers.run(), reader.run())]
         for task in background:
             task.add_done_callback(_report)
         await leave.wait()
@@ -194,9 +212,22 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
                 await task
         await executor.stop()
         await peers.close()
+        if metrics is not None:
+            await asyncio.to_thread(metrics.close)
         store.close()
         shutil.rmtree(sockets, ignore_errors=True)
     return 0
+
+
+async def _open_metrics(listen: str, reader: StateReader) -> MetricsServer:
+    """Imported only where asked for: an executor that nobody scrapes need not carry it."""
+    try:
+        from epara_executors.agent.metrics import MetricsServer
+    except ImportError as e:
+        law = "expected prometheus-client, which comes with epara-opt[executor]"
+        raise InputError(Violation(path="metrics", law=law, value=str(e))) from e
+    loop = asyncio.get_running_loop()
+    return await asyncio.to_thread(MetricsServer.open, listen, reader, loop, version=version("epara-opt"))
 
 
 def _report(task: asyncio.Task[Any]) -> None:
@@ -216,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-remote-hub", action="store_true", help="workers may download models")
     parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
     parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
+    parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="be scraped there; default: nowhere")
     given = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
@@ -232,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 threads_per_device=given.threads_per_device,
                 worker=given.worker,
                 drain_grace_s=given.drain_grace,
+                metrics=given.metrics,
             )
         )
     except EparaError as e:
