@@ -40,6 +40,9 @@ def run(
     ] = None,
     cycles: Annotated[int | None, typer.Option(min=1, help="Stop after so many; never if omitted.")] = None,
     apply_timeout: Annotated[float, typer.Option(min=1, help="Seconds a change may take, loading included.")] = 120.0,
+    learn_profiles: Annotated[
+        bool, typer.Option(help="Let batch times that executors measure correct the profiles.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Plan TOPOLOGY again and again: observe, forecast, solve, verify, apply what is worth it, record.
@@ -68,7 +71,11 @@ def run(
         law = "expected host:port of its executor; `epara run` plans for servers that it can reach"
         raise InputError([Violation(path=f"servers.{name}.address", law=law, value="none") for name in without])
     settings = CycleSettings(
-        every_s=every_s, time_limit_s=time_limit, apply_deadline_s=apply_timeout, rules=loaded.rules
+        every_s=every_s,
+        time_limit_s=time_limit,
+        apply_deadline_s=apply_timeout,
+        learn_profiles=learn_profiles,
+        rules=loaded.rules,
     )
     planner = make_planner(solver)
     if refine is not None:

@@ -43,6 +43,7 @@ def executor(
     devices: Annotated[str, typer.Option(help='What it drives, e.g. "cpu:2,gpu:1"; found if empty.')] = "",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads per CPU device.")] = 1,
     allow_remote_hub: Annotated[bool, typer.Option(help="Let workers download models from the hub.")] = False,
+    metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus; port 0 lets the system choose.")] = "",
 ) -> None:
     """Serve one server of the edge: gRPC agent, request handler, and a worker process per device group."""
     from epara_executors.agent.main import AgentOptions, run
@@ -63,6 +64,7 @@ def executor(
         devices=devices,
         threads_per_device=threads,
         allow_remote_hub=allow_remote_hub,
+        metrics=metrics,
     )
     raise typer.Exit(run(options))
 

@@ -17,7 +17,6 @@ from epara_opt.control.reroute import rerouted
 from epara_opt.control.routing import standing
 from epara_opt.control.settings import CycleSettings
 from epara_opt.control.transition import same_content, stages
-from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import EparaError, FleetError, PlanRejected
 from epara_opt.plan import ActionKind, Plan
@@ -41,7 +40,6 @@ class Chooser:
     def __init__(
         self,
         topology: Topology,
-        catalogue: ProfileCatalogue,
         planner: Planner,
         settings: CycleSettings,
         *,
@@ -49,7 +47,6 @@ class Chooser:
     ) -> None:
         """tell: of (kind, message, **fields), as the cycle tells events."""
         self._topology = topology
-        self._catalogue = catalogue
         self._planner = planner
         self._settings = settings
         self._tell = tell
@@ -107,8 +104,8 @@ class Chooser:
                 problem, generation=generation, time_limit_s=self._settings.time_limit_s, in_force=standing_plan
             )
             plan = regrouped(plan, standing_plan, problem)
-            plan = plan.with_actions(actions(standing_plan, plan, self._topology, self._catalogue, down=down))
-            verify(plan, self._topology, self._catalogue, problem=problem)
+            plan = plan.with_actions(actions(standing_plan, plan, self._topology, problem.catalogue, down=down))
+            verify(plan, self._topology, problem.catalogue, problem=problem)
         except FleetError:
             raise
         except EparaError as e:
@@ -130,7 +127,7 @@ class Chooser:
 
     def _passes(self, plan: Plan, problem: PlacementProblem) -> bool:
         try:
-            verify(plan, self._topology, self._catalogue, problem=problem)
+            verify(plan, self._topology, problem.catalogue, problem=problem)
         except PlanRejected:
             return False
         return True
@@ -141,7 +138,7 @@ class Chooser:
         """Better than what stands by `min_gain`, after the price of loading (in the objective) and of making room."""
         if same_content(standing_plan, plan):
             return False
-        steps = stages(standing_plan, plan, self._topology, self._catalogue, down=down)
+        steps = stages(standing_plan, plan, self._topology, problem.catalogue, down=down)
         lost = 0.0
         for step in steps:
             if step.kind is ActionKind.COMMIT and step.target is not plan:

@@ -18,9 +18,10 @@ from epara_opt.control.deploy import commit_spec
 from epara_opt.control.diff import compare
 from epara_opt.control.events import CycleEvent, EventKind
 from epara_opt.control.forecast import Forecaster
+from epara_opt.control.learned import LearnedProfiles
 from epara_opt.control.ports import Clock, CommitSpec, ExecutorState, Fence, Fleet, FleetState, Planner
 from epara_opt.control.reroute import SOLVER
-from epara_opt.control.routing import standing
+from epara_opt.control.routing import repredicted, standing
 from epara_opt.control.running import Running, addresses, reconcile
 from epara_opt.control.seen import GoodputSeen
 from epara_opt.control.settings import CycleSettings
@@ -39,6 +40,7 @@ from epara_opt.plan import Plan
 from epara_opt.problem import build_problem
 
 FORECASTER_STATE = "forecaster"
+LEARNED_STATE = "learned profiles"
 
 
 class ControlCycle:
@@ -63,8 +65,9 @@ class ControlCycle:
         self._clock = clock
         self._settings = settings or CycleSettings()
         self._on_event = on_event
-        self._chooser = Chooser(topology, catalogue, planner, self._settings, tell=self._tell)
+        self._chooser = Chooser(topology, planner, self._settings, tell=self._tell)
         self._forecaster = Forecaster(topology, self._settings.forecast)
+        self._learned = LearnedProfiles(topology, catalogue)
         self._addresses = addresses(topology)
         self._epoch = 0
         self._in_force: Plan | None = None
@@ -122,12 +125,9 @@ class ControlCycle:
         # must not be taken for an old one when that executor comes back.
         seen = max(running.highest_epoch, int(self._clock.wall()))
         self._epoch = self._store.next_epoch(at=self._clock.wall(), at_least=seen)
-        text = self._store.get_state(FORECASTER_STATE)
-        if text is not None:
-            try:
-                self._forecaster.restore(text)
-            except StoreError as e:
-                self._tell(EventKind.FAILED, f"forgot what was observed before: {e}")
+        self._restore(FORECASTER_STATE, self._forecaster.restore)
+        if self._settings.learn_profiles:
+            self._restore(LEARNED_STATE, self._learned.restore)
         self._take_in(running, state)
         generation = self._in_force.generation if self._in_force else 0
         self._tell(
@@ -138,10 +138,19 @@ class ControlCycle:
             down=sorted(self._down),
         )
 
+    def _restore(self, name: str, restore: Callable[[str], None]) -> None:
+        text = self._store.get_state(name)
+        if text is not None:
+            try:
+                restore(text)
+            except StoreError as e:
+                self._tell(EventKind.FAILED, f"forgot what was observed before: {e}")
+
     def step(self, reason: str = "schedule") -> CycleRecord:
         """One cycle. Raises only StaleFence and StoreError; everything else is recorded."""
         started_at, began = self._clock.wall(), self._clock.monotonic()
         self.observe()
+        self._learn_profiles()
         demand = self._forecaster.demand(down=self.down)
         choice = Choice(plan=None, outcome="failed")
         applied: Applied | None = None
@@ -293,6 +302,28 @@ class ControlCycle:
 
     # Knowing
 
+    def _learn_profiles(self) -> None:
+        """Plan with what executors measured; the plan in force is held to the same predictions."""
+        if not self._settings.learn_profiles:
+            return
+        for correction in self._learned.learn(self._state, self._in_force):
+            model, device_type, tp, pp = correction.key
+            self._tell(
+                EventKind.LEARNED,
+                str(correction),
+                model=model,
+                device_type=device_type,
+                tp=tp,
+                pp=pp,
+                factor=correction.factor,
+                before=correction.before,
+                observed=correction.observed,
+                num_batches=correction.num_batches,
+            )
+        self._catalogue = self._learned.catalogue
+        if self._in_force is not None:
+            self._in_force = repredicted(self._in_force, self._topology, self._catalogue)
+
     def _take_in(self, running: Running, state: FleetState) -> None:
         self._in_force = running.plan
         self._highest_generation = max(self._highest_generation, running.highest_generation)
@@ -408,6 +439,8 @@ class ControlCycle:
         )
         self._store.record_cycle(record, epoch=self._epoch)
         self._store.put_state(FORECASTER_STATE, self._forecaster.to_json())
+        if self._settings.learn_profiles:
+            self._store.put_state(LEARNED_STATE, self._learned.to_json())
         at = self._clock.wall()
         self._store.record_observation({"offered": offered_seen, "goodput": goodput_seen}, at=at)
         self._tell(

@@ -13,6 +13,7 @@ class EventKind(StrEnum):
     OBSERVED = "observed"  # executors answered
     SERVER_DOWN = "server_down"
     SERVER_UP = "server_up"
+    LEARNED = "learned"  # measured batch times corrected the profiles for this cycle and later ones
     PLANNING = "planning"
     PLANNED = "planned"  # a plan passed the checker
     KEPT = "kept"  # the plan in force stays: nothing better by enough

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from epara_opt.control.ports import (
+    BatchTime,
     CommitSpec,
     ExecutorState,
     Fence,
@@ -80,6 +81,7 @@ class FakeExecutor:
     forgotten: set[str] = field(default_factory=set[str])  # was live, lost with the disk: no planner's fault
     restored: bool = False  # serves what its disk says; its routes may be old until it is told anew
     counters: dict[str, _Counters] = field(default_factory=dict[str, "_Counters"])
+    batches: dict[str, dict[int, BatchTime]] = field(default_factory=dict[str, "dict[int, BatchTime]"])
 
     def live(self) -> set[str]:
         """Replica ids that take work."""
@@ -106,6 +108,14 @@ class FakeFleet:
         self.broken_laws: list[str] = []
         self._faults: dict[int, Callable[[str], FleetError | None]] = {}
 
+    def ran(self, replica: str, *, rows: int, num_batches: int, ms: float) -> None:
+        """So many batches more of one size, each as long, wherever that replica is loaded."""
+        for e in self.executors.values():
+            if any(t.replica == replica for tenants in e.loaded.values() for t in tenants.values()):
+                sizes = e.batches.setdefault(replica, {})
+                before = sizes[rows].num_batches if rows in sizes else 0
+                sizes[rows] = BatchTime(rows=rows, num_batches=before + num_batches, median_ms=ms)
+
     def fail_at(self, call: int, fault: Callable[[str], FleetError | None]) -> None:
         """At the call of this index (0: the next), do `fault(server)` first; raise what it returns, if anything."""
         self._faults[len(self.calls) + call] = fault
@@ -120,6 +130,7 @@ class FakeFleet:
         e.boots += 1
         e.restored = True
         e.counters = {}
+        e.batches = {}
         if blank:
             e.forgotten |= e.live()
             e.committed, e.generation, e.fence = None, 0, (0, 0)
@@ -138,7 +149,9 @@ class FakeFleet:
         c.shed += count - int(count * on_time)
         c.streams = streams
 
-    def observe(self, servers: Mapping[str, str], *, with_plan: bool = False) -> FleetState:
+    def observe(
+        self, servers: Mapping[str, str], *, with_plan: bool = False, with_histograms: bool = False
+    ) -> FleetState:
         states: dict[str, ExecutorState] = {}
         down: dict[str, str] = {}
         for name, address in servers.items():
@@ -246,6 +259,7 @@ class FakeFleet:
                     busy_s=0.0,
                     mean_batch=0.0,
                     batch_ms=0.0,
+                    batch_times=tuple(b for _, b in sorted(e.batches.get(t.replica, {}).items())),
                 )
                 for group, tenants in sorted(e.loaded.items())
                 for t in tenants.values()

@@ -111,6 +111,54 @@ class CommitSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Observations counted in fixed buckets since the executor's process started."""
+
+    bounds: tuple[float, ...]  # (B,) upper, inclusive, ascending
+    counts: tuple[int, ...]  # (B + 1,) the last is of what lies above them all
+    sum: float
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError(f"counts: expected {len(self.bounds) + 1}, one more than bounds, got {len(self.counts)}")
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTime:
+    """How long the device took for batches of one size, as the worker measured it."""
+
+    rows: int
+    num_batches: int  # since the process started
+    median_ms: float  # of the latest ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaHistograms:
+    """Durations in seconds. Those of tokens are of generations that stream, and empty for all else."""
+
+    queue_s: Histogram  # from the replica's queue to the worker
+    service_s: Histogram  # at the worker
+    e2e_s: Histogram  # from the executor's door to the answer
+    first_token_s: Histogram  # from the replica's queue to the first token
+    per_token_s: Histogram  # mean over a generation's tokens after the first
+    batch_rows: Histogram  # rows of a batch; generations that ran side by side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceObservation:
+    """What one device has used, where it could be measured."""
+
+    kind: str
+    index: int
+    name: str
+    energy_j: float  # since its driver was loaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceObservation:
     """Counters of one service at one executor since its process started; they only grow."""
 
@@ -125,6 +173,8 @@ class ServiceObservation:
     streams: int = 0  # gauge: distinct streams seen in the last seconds
     latency_p50_ms: float = 0.0  # over the last observation window, entry to answer
     latency_p99_ms: float = 0.0
+    arrived_per_s: float = 0.0  # over the last seconds
+    e2e_s: Histogram | None = None  # where asked for: of what entered here, until its answer, wherever it was served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +189,14 @@ class ReplicaObservation:
     mean_batch: float
     batch_ms: float  # observed mean latency of a batch; 0 until seen
     detail: str = ""
+    waiting: int = 0  # of `queued`: not yet at the worker
+    arrived: int = 0  # requests given to this replica
+    arrived_per_s: float = 0.0  # over the last seconds
+    busy_share: float = 0.0  # of the device group's time, over the last seconds
+    memory_bytes: int = 0  # per device, as its worker measured; 0: not loaded
+    restarts: int = 0  # of its group's worker
+    batch_times: tuple[BatchTime, ...] = ()  # by rows; none for generations
+    histograms: ReplicaHistograms | None = None  # where asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +211,8 @@ class ExecutorState:
     services: tuple[ServiceObservation, ...]
     replicas: tuple[ReplicaObservation, ...]
     plan_json: str = ""  # only where asked for
+    devices: tuple[DeviceObservation, ...] = ()  # those whose use could be measured
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +230,9 @@ class Fleet(Protocol):
     Prepare, commit and retire are idempotent: repeating one with the same arguments changes nothing.
     """
 
-    def observe(self, servers: Mapping[str, str], *, with_plan: bool = False) -> FleetState:
+    def observe(
+        self, servers: Mapping[str, str], *, with_plan: bool = False, with_histograms: bool = False
+    ) -> FleetState:
         """Ask every executor (server name to address) for its state; those that fail are `down`, with the reason."""
         ...
 

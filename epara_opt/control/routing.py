@@ -7,6 +7,7 @@ prototype); only what has no place yet is placed greedily, most valuable first, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -73,6 +74,39 @@ def full_rates(
             p = known[r.id]
             found[r.id] = p.work_per_s * busy.part(p, turn_ms[r.group] - p.quantum_ms)
     return found
+
+
+def repredicted(plan: Plan, topology: Topology, catalogue: ProfileCatalogue) -> Plan:
+    """The plan with the response times that the catalogue predicts now; the plan itself where none has changed.
+
+    Groups that the catalogue (or the topology) no longer knows keep what they had. Where replicas stand, and how much
+    is routed to them, is not looked at again.
+    """
+    response_ms: dict[str, float] = {}
+    groups: dict[str, list[Replica]] = {}
+    for r in plan.replicas:
+        groups.setdefault(r.group, []).append(r)
+    for tenants in groups.values():
+        known = {r.id: _performance(r, topology, catalogue) for r in tenants if r.service in topology.services}
+        alone = {name: p for name, p in known.items() if p is not None}
+        if len(alone) == len(tenants):
+            turn_ms = sum(p.quantum_ms for p in alone.values())
+            response_ms |= {n: p.response_in_company_ms(turn_ms - p.quantum_ms) for n, p in alone.items()}
+    changed = {
+        r.id
+        for r in plan.replicas
+        if r.id in response_ms and not math.isclose(r.response_ms, response_ms[r.id], rel_tol=1e-9)
+    }
+    if not changed:
+        return plan
+    return replace(
+        plan,
+        replicas=tuple(replace(r, response_ms=response_ms[r.id]) if r.id in changed else r for r in plan.replicas),
+        routes=tuple(
+            replace(x, predicted_ms=x.network_ms + response_ms[x.replica]) if x.replica in changed else x
+            for x in plan.routes
+        ),
+    )
 
 
 def _performance(r: Replica, topology: Topology, catalogue: ProfileCatalogue) -> Performance | None:

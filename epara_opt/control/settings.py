@@ -18,6 +18,7 @@ class CycleSettings:
     apply_deadline_s: float = 120.0  # for a whole change, model loading included
     min_gain: float = 0.01  # of the objective: a change of replicas must gain more than this, beyond its price
     max_parallel: int = 16  # executors called at the same time
+    learn_profiles: bool = False  # let measured batch times correct the profiles
     rules: PlanningRules = field(default_factory=PlanningRules)
     forecast: ForecastSettings = field(default_factory=ForecastSettings)
 

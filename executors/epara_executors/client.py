@@ -59,14 +59,17 @@ class GrpcFleet:
                 channel.close()
             self._channels.clear()
 
-    def observe(self, servers: Mapping[str, str], *, with_plan: bool = False) -> FleetState:
+    def observe(
+        self, servers: Mapping[str, str], *, with_plan: bool = False, with_histograms: bool = False
+    ) -> FleetState:
         """Ask all at once; who fails is `down`, with the reason. An answer under another name counts as down."""
         executors: dict[str, ExecutorState] = {}
         down: dict[str, str] = {}
         if not servers:
             return FleetState()
+        request = pb.WatchStateRequest(interval_ms=0, with_plan=with_plan, with_histograms=with_histograms)
         with ThreadPoolExecutor(max_workers=min(MAX_PARALLEL, len(servers))) as pool:
-            asked = {s: pool.submit(self._observe, s, address, with_plan) for s, address in servers.items()}
+            asked = {s: pool.submit(self._observe, s, address, request) for s, address in servers.items()}
         for server, future in asked.items():
             try:
                 state = future.result()
@@ -79,9 +82,7 @@ class GrpcFleet:
                 down[server] = f"{servers[server]}: expected the executor of {server}, got that of {state.server}"
         return FleetState(executors=executors, down=down)
 
-    def _observe(self, server: str, address: str, with_plan: bool) -> ExecutorState:
-        request = pb.WatchStateRequest(interval_ms=0, with_plan=with_plan)
-
+    def _observe(self, server: str, address: str, request: pb.WatchStateRequest) -> ExecutorState:
         def ask(stub: Any) -> pb.StateResponse:
             for response in stub.WatchState(request, timeout=self._observe_deadline_s):
                 return response

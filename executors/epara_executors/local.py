@@ -17,7 +17,8 @@ START_TIMEOUT_S = 60.0
 
 
 class LocalExecutor:
-    """One agent process. `address` is where it listens, `http_address` where its HTTP front does (or empty)."""
+    """One agent process. `address` is where it listens, `http_address` where its HTTP front does and `metrics` where it is
+    scraped (empty: nowhere)."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class LocalExecutor:
         said = json.loads(line)
         self.address: str = said["listening"]
         self.http_address: str = said.get("http", "")
+        self.metrics: str = said.get("metrics", "")
 
     @property
     def pid(self) -> int:

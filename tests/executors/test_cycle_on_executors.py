@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from epara_executors.client import GrpcFleet
+from epara_executors.infer_client import InferClient
 from epara_executors.load import LoadGenerator, LoadRun
 from epara_executors.load_spec import LoadSpec
 from epara_executors.local import LocalExecutor
 
 from epara_opt.control.clock import SystemClock
 from epara_opt.control.cycle import ControlCycle
+from epara_opt.control.events import CycleEvent, EventKind
 from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
+from epara_opt.control.learned import GAIN, MIN_BATCHES
 from epara_opt.control.settings import CycleSettings
 from epara_opt.control.store import Store
 from epara_opt.domain.topology import DeviceKind, Topology
@@ -104,3 +108,32 @@ def test_a_killed_executor_is_planned_around_and_taken_up_again(
         after = LoadRun(LoadGenerator([load("a"), load("b")], duration_s=1.0)).start().result(timeout_s=30.0)
         assert {r.outcome for r in after.records} == {"on_time"}
     fleet.close()
+
+
+def test_a_planner_learns_that_real_batches_take_twice_as_long_as_profiled(
+    executors: dict[str, LocalExecutor], tmp_path: Path
+) -> None:
+    edge = at_their_addresses(executors)
+    label = edge.services["label"]
+    slow = replace(label, model=replace(label.model, source="echo?latency_ms=20"))  # the profile says 10
+    topology = replace(edge, services={**edge.services, "label": slow})
+    events: list[CycleEvent] = []
+    settings = CycleSettings(apply_deadline_s=30.0, learn_profiles=True)
+    with GrpcFleet() as fleet, Store(tmp_path / "planner.db") as store:
+        cycle = ControlCycle(
+            topology, CATALOGUE, FirstFitPlanner(), fleet, store, SystemClock(), settings=settings,
+            on_event=events.append,
+        )  # fmt: skip
+        cycle.start()
+        cycle.step()
+        assert cycle.in_force is not None
+        predicted_ms = cycle.in_force.replicas[0].response_ms
+        with InferClient(executors["a"].address) as client:
+            for _ in range(MIN_BATCHES):
+                client.infer("label", {"x": np.ones((1, 4), np.float32)})
+        assert cycle.step().error == ""
+        (note,) = (e for e in events if e.kind is EventKind.LEARNED)
+        assert note.fields["num_batches"] == MIN_BATCHES
+        assert 2.0 <= note.fields["observed"] <= 3.0  # a busy machine is slower, never faster
+        assert note.fields["factor"] == 1.0 + GAIN * (note.fields["observed"] - 1.0)
+        assert cycle.in_force.replicas[0].response_ms >= 1.5 * predicted_ms

@@ -13,6 +13,7 @@ import grpc
 from epara_executors.agent.devices import DeviceSlot
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.peers import Peers
+from epara_executors.agent.state import StateReader
 from epara_executors.rpc import epara_pb2 as pb
 from epara_executors.rpc.convert import commit_from_pb, fence_from_pb, fence_to_pb, group_from_pb, state_to_pb
 from epara_executors.rpc.epara_pb2_grpc import ExecutorControlServicer, ExecutorPeerServicer
@@ -32,11 +33,18 @@ class ControlPlane(ExecutorControlServicer):
     """The servicer of epara.v1.ExecutorControl."""
 
     def __init__(
-        self, executor: Executor, peers: Peers, *, devices: Sequence[DeviceSlot], leave: Callable[[], None]
+        self,
+        executor: Executor,
+        peers: Peers,
+        reader: StateReader,
+        *,
+        devices: Sequence[DeviceSlot],
+        leave: Callable[[], None],
     ) -> None:
         """leave: called once when a Drain asks the process to exit."""
         self._executor = executor
         self._peers = peers
+        self._reader = reader
         self._devices = devices
         self._leave = leave
 
@@ -79,7 +87,10 @@ class ControlPlane(ExecutorControlServicer):
     ) -> AsyncIterator[pb.StateResponse]:
         loop = asyncio.get_running_loop()
         while True:
-            yield state_to_pb(self._executor.state(now=loop.time(), with_plan=request.with_plan))
+            state = self._reader.state(
+                now=loop.time(), with_plan=request.with_plan, with_histograms=request.with_histograms
+            )
+            yield state_to_pb(state)
             if request.interval_ms <= 0 or self._executor.draining:
                 return
             await asyncio.sleep(max(MIN_INTERVAL_MS, request.interval_ms) / 1000.0)

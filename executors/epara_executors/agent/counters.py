@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from epara_executors.agent.buckets import DURATIONS_S, Buckets
 from epara_opt.control.ports import ServiceObservation
 
 
@@ -24,6 +25,7 @@ class ServiceCounters:
     failed: int = 0
     forwarded: int = 0
     served: int = 0
+    e2e_s: Buckets = field(default_factory=lambda: Buckets(DURATIONS_S))
     _latencies_ms: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=4096))  # (at, ms)
 
     def answered(self, *, at: float, latency_ms: float, deadline_ms: float) -> None:
@@ -33,11 +35,20 @@ class ServiceCounters:
         else:
             self.late += 1
         self._latencies_ms.append((at, latency_ms))
+        self.e2e_s.observe(latency_ms / 1000.0)
 
-    def observation(self, *, at: float, streams: int) -> ServiceObservation:
+    def observation(
+        self,
+        *,
+        at: float,
+        streams: int,
+        arrived_per_s: float = 0.0,
+        with_histogram: bool = False,
+        with_recent: bool = True,
+    ) -> ServiceObservation:
         while self._latencies_ms and self._latencies_ms[0][0] < at - self.WINDOW_S:
             self._latencies_ms.popleft()
-        recent = sorted(ms for _, ms in self._latencies_ms)
+        recent = sorted(ms for _, ms in self._latencies_ms) if with_recent else []
         return ServiceObservation(
             service=self.service,
             arrived=self.arrived,
@@ -50,6 +61,8 @@ class ServiceCounters:
             streams=streams,
             latency_p50_ms=_percentile(recent, 0.50),
             latency_p99_ms=_percentile(recent, 0.99),
+            arrived_per_s=arrived_per_s,
+            e2e_s=self.e2e_s.histogram() if with_histogram else None,
         )
 
 

@@ -36,6 +36,7 @@ class Flight:
     jobs: tuple[Job, ...]
     started_at: float
     first_token_at: float = math.inf
+    num_tokens: int = 0
 
 
 class Dispatch:
@@ -84,6 +85,7 @@ class Dispatch:
     def submit(self, replica: Replica, job: Job) -> None:
         """Queue a job; its `answer` ends with Answer, a Refusal or WorkerLost."""
         self.quiet.clear()
+        replica.arrived += 1
         replica.queue.append(job)
         self.pump()
 
@@ -212,10 +214,12 @@ class Dispatch:
         flight = self._flights.get(str(fields["id"]))
         if flight is None:
             return  # cancelled meanwhile
+        job = flight.jobs[0]
+        flight.num_tokens += 1
         if flight.first_token_at == math.inf:
             flight.first_token_at = self._loop.time()
             flight.replica.first_s.observe(flight.first_token_at - flight.started_at)
-        job = flight.jobs[0]
+            flight.replica.meter.first_token_s.observe(flight.first_token_at - job.queued_at)
         if job.on_token is not None:
             job.on_token(
                 Token(
@@ -240,6 +244,7 @@ class Dispatch:
         replica.busy_s += device_s
         self.busy_s += device_s
         replica.batches_done += 1
+        _measure(flight, now, device_ms=float(fields["batch_ms"]))
         if not replica.generates:
             for other in self._flights.values():  # what waited behind it starts now
                 if not other.replica.generates:
@@ -265,6 +270,24 @@ class Dispatch:
                 reason = {"finish_reason": str(verdict["finish_reason"])} if verdict.get("finish_reason") else {}
                 made = Answer(tensors=_as_tensors(outputs), server=self._server, params={**params, **reason})
                 job.answer.set_result(made)
+
+
+def _measure(flight: Flight, now: float, *, device_ms: float) -> None:
+    """A batch or a generation has ended: into its replica's histograms."""
+    replica, meter = flight.replica, flight.replica.meter
+    service_s = now - flight.started_at
+    rows = 0
+    for job in flight.jobs:
+        rows += job.rows
+        meter.queue_s.observe(flight.started_at - job.queued_at)
+        meter.service_s.observe(service_s)
+    if replica.generates:
+        meter.batch_rows.observe(min(replica.generating + 1, replica.spec.batch))
+        if flight.num_tokens > 1:
+            meter.per_token_s.observe((now - flight.first_token_at) / (flight.num_tokens - 1))
+    else:
+        meter.batch_rows.observe(rows)
+        meter.batch(rows, device_ms=device_ms)
 
 
 def _rows_due(replica: Replica, due_at: float) -> int:

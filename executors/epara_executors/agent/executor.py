@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import math
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,7 @@ from epara_executors.agent.group import DeviceGroup, GroupFailed
 from epara_executors.agent.persistence import CommittedStore, Remembered
 from epara_executors.agent.routing_table import ServiceRouting, build
 from epara_executors.agent.worker_link import WorkerLauncher
-from epara_opt.control.ports import (
-    CommitSpec,
-    ExecutorState,
-    Fence,
-    GroupSpec,
-    ReplicaObservation,
-    ServiceObservation,
-)
+from epara_opt.control.ports import CommitSpec, Fence, GroupSpec
 from epara_opt.errors import ExecutorRefused, StaleFence
 
 log = logging.getLogger(__name__)
@@ -263,41 +255,3 @@ class Executor:
 
     def in_flight(self) -> int:
         return sum(g.queued(r) for g in self.groups.values() for r in g.replicas.values())
-
-    def state(self, *, now: float, with_plan: bool = False) -> ExecutorState:
-        """now: of the event loop, for recent latencies and streams."""
-        services: list[ServiceObservation] = []
-        for name, counters in sorted(self.counters.items()):
-            routing = self.routing.get(name)
-            streams = routing.num_streams(now) if routing else 0
-            services.append(counters.observation(at=now, streams=streams))
-        live = {t.replica for g in self.committed.groups for t in g.tenants} if self.committed else set[str]()
-        replicas: list[ReplicaObservation] = []
-        for name, group in sorted(self.groups.items()):
-            for r in group.replicas.values():
-                state = group.state_of(r)
-                state = "live" if state == "ready" and r.spec.replica in live else state
-                replicas.append(
-                    ReplicaObservation(
-                        replica=r.spec.replica,
-                        group=name,
-                        service=r.spec.service,
-                        state=state,
-                        queued=group.queued(r),
-                        served=r.served,
-                        busy_s=r.busy_s,
-                        mean_batch=r.rows_done / r.batches_done if r.batches_done else 0.0,
-                        batch_ms=r.batch_s.mean_s * 1000.0,
-                        detail=group.detail,
-                    )
-                )
-        return ExecutorState(
-            server=self.server,
-            incarnation=self.incarnation,
-            epoch=self.seen.epoch,
-            generation=self.generation,
-            at=time.time(),
-            services=tuple(services),
-            replicas=tuple(replicas),
-            plan_json=self.committed.plan_json if with_plan and self.committed else "",
-        )

@@ -51,6 +51,7 @@ class DeviceGroup:
         self.detail = ""
         self.persistent = persistent
         self.num_waiting_prepares = 0
+        self.num_restarts = 0
         self._launcher = launcher
         self._socket_path = socket_path
         self._loop = asyncio.get_running_loop()
@@ -141,6 +142,7 @@ class DeviceGroup:
             log.warning("group %s: %s; restarting in %.1f s", self.spec.group, self.detail, backoff_s)
             await asyncio.wait({stopped}, timeout=backoff_s)
             backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
+            self.num_restarts += not self._stop.is_set()
         stopped.cancel()
         if not self._settled.done():
             self._settled.set_exception(GroupFailed(f"{self.spec.group}: unloaded before it was ready"))

@@ -140,6 +140,7 @@ class RequestHandler:
                     ticket.tried.add(target.replica.spec.replica)
                     response = await self._serve_here(target, ticket)
                     counters.served += 1
+                    target.replica.meter.e2e_s.observe(loop.time() - ticket.arrived_at)
                     return response
                 ticket.tried.add(target.peer.server)
                 response = await self._serve_there(target, ticket)

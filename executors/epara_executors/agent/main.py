@@ -3,10 +3,10 @@
     python -m epara_executors.agent --server NAME --listen HOST:PORT --state-dir DIR --model-root DIR
 
 Prints one JSON line {"listening": "HOST:PORT", "pid": N} on stdout once clients may connect (port 0 lets the
-system choose); with --http HOST:PORT it also has "http", where the OpenAI-compatible front listens. Health is
-NOT_SERVING until a plan kept from before has loaded. SIGTERM and SIGINT drain: no new work, what is in flight ends,
-workers leave, exit 0. Exit 2: bad arguments, a model root that is no folder. Exit 5: the address or the state directory
-is in use, or the state directory cannot be written.
+system choose); with --http HOST:PORT it also has "http", where the OpenAI-compatible front listens, with --metrics
+HOST:PORT "metrics", where Prometheus may scrape. Health is NOT_SERVING until a plan kept from before has loaded.
+SIGTERM and SIGINT drain: no new work, what is in flight ends, workers leave, exit 0. Exit 2: bad arguments, a model
+root that is no folder. Exit 5: an address or the state directory is in use, or the state directory cannot be written.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from epara_executors.agent.executor import Executor
     from epara_executors.agent.handler import RequestHandler
     from epara_executors.agent.http_front.server import HttpServer
+    from epara_executors.agent.metrics import MetricsServer
     from epara_executors.agent.peers import Peers
+    from epara_executors.agent.state import StateReader
     from epara_executors.agent.worker_link import WorkerLauncher
 
 log = logging.getLogger(__name__)
@@ -58,12 +61,13 @@ class AgentOptions:
     threads_per_device: int = 1  # torch threads of a worker on CPU
     worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
     drain_grace_s: float = DRAIN_GRACE_S
+    metrics: str = ""  # HOST:PORT to be scraped at; port 0: the system chooses; empty: nowhere
 
     def __post_init__(self) -> None:
-        for path, given in (("listen", self.listen), *([("http", self.http)] if self.http else [])):
-            host, _, port = given.rpartition(":")
-            if not host or not port.isdecimal() or int(port) > 65535:
-                raise InputError(Violation(path=path, law="expected HOST:PORT", value=given))
+        _check_address("listen", self.listen)
+        for path, given in (("http", self.http), ("metrics", self.metrics)):
+            if given:
+                _check_address(path, given)
         if not self.server:
             raise InputError(Violation(path="server", law="expected a name", value="nothing"))
         if self.worker not in ("torch", "echo"):
@@ -72,6 +76,12 @@ class AgentOptions:
             raise InputError(
                 Violation(path="threads_per_device", law="expected >= 1", value=str(self.threads_per_device))
             )
+
+
+def _check_address(path: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(Violation(path=path, law="expected HOST:PORT", value=address))
 
 
 def run(options: AgentOptions) -> int:
@@ -142,10 +152,12 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     from epara_executors.agent.control_plane import ControlPlane, PeerPlane
     from epara_executors.agent.data_plane import DataPlane
     from epara_executors.agent.devices import find_devices, limits, parse_devices
+    from epara_executors.agent.energy import find_energy_reader
     from epara_executors.agent.executor import Executor
     from epara_executors.agent.handler import RequestHandler
     from epara_executors.agent.peers import Peers
     from epara_executors.agent.persistence import CommittedStore
+    from epara_executors.agent.state import StateReader
     from epara_executors.rpc import epara_pb2_grpc, open_inference_pb2_grpc
     from epara_executors.rpc.reflect import add_reflection
 
@@ -157,6 +169,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     sockets = Path(tempfile.mkdtemp(prefix="epara-"))  # short: a Unix socket's path has at most 107 bytes
     executor = Executor(options.server, launcher=launcher, store=store, socket_dir=sockets, max_devices=max_devices)
     peers = Peers(executor)
+    reader = StateReader(executor, energy=find_energy_reader())
     handler = RequestHandler(executor, peers, rng=random.Random())
     message_limits = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -168,7 +181,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    control = ControlPlane(executor, peers, devices=devices, leave=leave.set)
+    control = ControlPlane(executor, peers, reader, devices=devices, leave=leave.set)
     add: Any = open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
     add(DataPlane(executor, handler, peers), server)
     add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
@@ -178,6 +191,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     add_reflection(server)
     background: list[asyncio.Task[Any]] = []
     http: HttpServer | None = None
+    metrics: MetricsServer | None = None
     try:
         if options.http:
             http = _http_server(options, executor, handler, peers)
@@ -185,9 +199,11 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
             port = server.add_insecure_port(options.listen)
         except RuntimeError as e:
             raise FleetError(f"cannot listen on {options.listen}: the address is in use or not ours") from e
+        said: dict[str, Any] = {"listening": f"{options.listen.rpartition(':')[0]}:{port}", "pid": os.getpid()}
+        if options.metrics:
+            metrics = await _open_metrics(options.metrics, reader)
+            said["metrics"] = metrics.address
         await server.start()
-        address = f"{options.listen.rpartition(':')[0]}:{port}"
-        said: dict[str, Any] = {"listening": address, "pid": os.getpid()}
         if http is not None:
             await http.start()
             said["http"] = http.address
@@ -198,7 +214,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
             peers.refresh()
             await health.set("", health_pb2.HealthCheckResponse.SERVING)
 
-        background = [asyncio.create_task(restore()), asyncio.create_task(peers.run())]
+        background = [asyncio.create_task(c) for c in (restore(), peers.run(), reader.run())]
         for task in background:
             task.add_done_callback(_report)
         await leave.wait()
@@ -215,6 +231,8 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
                 await task
         await executor.stop()
         await peers.close()
+        if metrics is not None:
+            await asyncio.to_thread(metrics.close)
         store.close()
         shutil.rmtree(sockets, ignore_errors=True)
     return 0
@@ -227,6 +245,17 @@ def _http_server(options: AgentOptions, executor: Executor, handler: RequestHand
 
     front = Front(executor, handler, peers, rng=random.Random())
     return HttpServer(options.http, front.app(), drain_grace_s=options.drain_grace_s)
+
+
+async def _open_metrics(listen: str, reader: StateReader) -> MetricsServer:
+    """Imported only where asked for: an executor that nobody scrapes need not carry it."""
+    try:
+        from epara_executors.agent.metrics import MetricsServer
+    except ImportError as e:
+        law = "expected prometheus-client, which comes with epara-opt[executor]"
+        raise InputError(Violation(path="metrics", law=law, value=str(e))) from e
+    loop = asyncio.get_running_loop()
+    return await asyncio.to_thread(MetricsServer.open, listen, reader, loop, version=version("epara-opt"))
 
 
 def _report(task: asyncio.Task[Any]) -> None:
@@ -247,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-remote-hub", action="store_true", help="workers may download models")
     parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
     parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
+    parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="be scraped there; default: nowhere")
     given = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
@@ -264,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 threads_per_device=given.threads_per_device,
                 worker=given.worker,
                 drain_grace_s=given.drain_grace,
+                metrics=given.metrics,
             )
         )
     except EparaError as e:

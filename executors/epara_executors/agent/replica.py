@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from epara_executors.agent.buckets import ReplicaMeter
 from epara_executors.agent.requests import Job
 from epara_executors.agent.worker_link import Loaded
 from epara_opt.control.ports import TenantSpec
@@ -24,10 +25,12 @@ class Replica:
     queue: list[Job] = field(default_factory=list[Job])
     generating: int = 0  # generations in the worker
     loaded: Loaded | None = None
+    arrived: int = 0
     served: int = 0
     rows_done: int = 0
     batches_done: int = 0
     busy_s: float = 0.0
+    meter: ReplicaMeter = field(default_factory=ReplicaMeter)
 
     def __post_init__(self) -> None:
         spec = self.spec

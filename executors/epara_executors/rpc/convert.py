@@ -138,44 +138,128 @@ def commit_from_pb(m: pb.CommitRequest) -> ports.CommitSpec:
     )
 
 
+def histogram_to_pb(h: ports.Histogram) -> pb.Histogram:
+    return pb.Histogram(bounds=h.bounds, counts=h.counts, sum=h.sum)
+
+
+def histogram_from_pb(m: pb.Histogram) -> ports.Histogram:
+    return ports.Histogram(bounds=tuple(m.bounds), counts=tuple(m.counts), sum=m.sum)
+
+
+def _service_to_pb(s: ports.ServiceObservation) -> pb.ServiceState:
+    return pb.ServiceState(
+        service=s.service,
+        arrived=s.arrived,
+        on_time=s.on_time,
+        late=s.late,
+        shed=s.shed,
+        failed=s.failed,
+        forwarded=s.forwarded,
+        served=s.served,
+        streams=s.streams,
+        latency_p50_ms=s.latency_p50_ms,
+        latency_p99_ms=s.latency_p99_ms,
+        arrived_per_s=s.arrived_per_s,
+        e2e_s=histogram_to_pb(s.e2e_s) if s.e2e_s is not None else None,
+    )
+
+
+def _service_from_pb(m: pb.ServiceState) -> ports.ServiceObservation:
+    return ports.ServiceObservation(
+        service=m.service,
+        arrived=m.arrived,
+        on_time=m.on_time,
+        late=m.late,
+        shed=m.shed,
+        failed=m.failed,
+        forwarded=m.forwarded,
+        served=m.served,
+        streams=m.streams,
+        latency_p50_ms=m.latency_p50_ms,
+        latency_p99_ms=m.latency_p99_ms,
+        arrived_per_s=m.arrived_per_s,
+        e2e_s=histogram_from_pb(m.e2e_s) if m.HasField("e2e_s") else None,
+    )
+
+
+def _replica_to_pb(r: ports.ReplicaObservation) -> pb.ReplicaState:
+    message = pb.ReplicaState(
+        replica=r.replica,
+        group=r.group,
+        service=r.service,
+        state=r.state,
+        queued=r.queued,
+        served=r.served,
+        busy_s=r.busy_s,
+        mean_batch=r.mean_batch,
+        batch_ms=r.batch_ms,
+        detail=r.detail,
+        waiting=r.waiting,
+        arrived=r.arrived,
+        arrived_per_s=r.arrived_per_s,
+        busy_share=r.busy_share,
+        memory_bytes=r.memory_bytes,
+        restarts=r.restarts,
+        batch_times=[
+            pb.BatchTime(rows=b.rows, num_batches=b.num_batches, median_ms=b.median_ms) for b in r.batch_times
+        ],
+    )
+    if (h := r.histograms) is not None:
+        message.queue_s.CopyFrom(histogram_to_pb(h.queue_s))
+        message.service_s.CopyFrom(histogram_to_pb(h.service_s))
+        message.e2e_s.CopyFrom(histogram_to_pb(h.e2e_s))
+        message.first_token_s.CopyFrom(histogram_to_pb(h.first_token_s))
+        message.per_token_s.CopyFrom(histogram_to_pb(h.per_token_s))
+        message.batch_rows.CopyFrom(histogram_to_pb(h.batch_rows))
+    return message
+
+
+def _replica_from_pb(m: pb.ReplicaState) -> ports.ReplicaObservation:
+    histograms = None
+    if m.HasField("queue_s"):
+        histograms = ports.ReplicaHistograms(
+            queue_s=histogram_from_pb(m.queue_s),
+            service_s=histogram_from_pb(m.service_s),
+            e2e_s=histogram_from_pb(m.e2e_s),
+            first_token_s=histogram_from_pb(m.first_token_s),
+            per_token_s=histogram_from_pb(m.per_token_s),
+            batch_rows=histogram_from_pb(m.batch_rows),
+        )
+    return ports.ReplicaObservation(
+        replica=m.replica,
+        group=m.group,
+        service=m.service,
+        state=m.state,
+        queued=m.queued,
+        served=m.served,
+        busy_s=m.busy_s,
+        mean_batch=m.mean_batch,
+        batch_ms=m.batch_ms,
+        detail=m.detail,
+        waiting=m.waiting,
+        arrived=m.arrived,
+        arrived_per_s=m.arrived_per_s,
+        busy_share=m.busy_share,
+        memory_bytes=m.memory_bytes,
+        restarts=m.restarts,
+        batch_times=tuple(
+            ports.BatchTime(rows=b.rows, num_batches=b.num_batches, median_ms=b.median_ms) for b in m.batch_times
+        ),
+        histograms=histograms,
+    )
+
+
 def state_to_pb(state: ports.ExecutorState) -> pb.StateResponse:
     return pb.StateResponse(
         server=state.server,
         incarnation=state.incarnation,
         fence=pb.Fence(epoch=state.epoch, generation=state.generation),
         at=state.at,
-        services=[
-            pb.ServiceState(
-                service=s.service,
-                arrived=s.arrived,
-                on_time=s.on_time,
-                late=s.late,
-                shed=s.shed,
-                failed=s.failed,
-                forwarded=s.forwarded,
-                served=s.served,
-                streams=s.streams,
-                latency_p50_ms=s.latency_p50_ms,
-                latency_p99_ms=s.latency_p99_ms,
-            )
-            for s in state.services
-        ],
-        replicas=[
-            pb.ReplicaState(
-                replica=r.replica,
-                group=r.group,
-                service=r.service,
-                state=r.state,
-                queued=r.queued,
-                served=r.served,
-                busy_s=r.busy_s,
-                mean_batch=r.mean_batch,
-                batch_ms=r.batch_ms,
-                detail=r.detail,
-            )
-            for r in state.replicas
-        ],
+        services=[_service_to_pb(s) for s in state.services],
+        replicas=[_replica_to_pb(r) for r in state.replicas],
         plan_json=state.plan_json,
+        devices=[pb.DeviceState(kind=d.kind, index=d.index, name=d.name, energy_j=d.energy_j) for d in state.devices],
+        draining=state.draining,
     )
 
 
@@ -186,36 +270,11 @@ def state_from_pb(m: pb.StateResponse) -> ports.ExecutorState:
         epoch=m.fence.epoch,
         generation=m.fence.generation,
         at=m.at,
-        services=tuple(
-            ports.ServiceObservation(
-                service=s.service,
-                arrived=s.arrived,
-                on_time=s.on_time,
-                late=s.late,
-                shed=s.shed,
-                failed=s.failed,
-                forwarded=s.forwarded,
-                served=s.served,
-                streams=s.streams,
-                latency_p50_ms=s.latency_p50_ms,
-                latency_p99_ms=s.latency_p99_ms,
-            )
-            for s in m.services
-        ),
-        replicas=tuple(
-            ports.ReplicaObservation(
-                replica=r.replica,
-                group=r.group,
-                service=r.service,
-                state=r.state,
-                queued=r.queued,
-                served=r.served,
-                busy_s=r.busy_s,
-                mean_batch=r.mean_batch,
-                batch_ms=r.batch_ms,
-                detail=r.detail,
-            )
-            for r in m.replicas
-        ),
+        services=tuple(_service_from_pb(s) for s in m.services),
+        replicas=tuple(_replica_from_pb(r) for r in m.replicas),
         plan_json=m.plan_json,
+        devices=tuple(
+            ports.DeviceObservation(kind=d.kind, index=d.index, name=d.name, energy_j=d.energy_j) for d in m.devices
+        ),
+        draining=m.draining,
     )

@@ -172,15 +172,49 @@ class RetireResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchStateRequest(_message.Message):
-    __slots__ = ("interval_ms", "with_plan")
+    __slots__ = ("interval_ms", "with_plan", "with_histograms")
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     WITH_PLAN_FIELD_NUMBER: _ClassVar[int]
+    WITH_HISTOGRAMS_FIELD_NUMBER: _ClassVar[int]
     interval_ms: int
     with_plan: bool
-    def __init__(self, interval_ms: _Optional[int] = ..., with_plan: bool = ...) -> None: ...
+    with_histograms: bool
+    def __init__(self, interval_ms: _Optional[int] = ..., with_plan: bool = ..., with_histograms: bool = ...) -> None: ...
+
+class Histogram(_message.Message):
+    __slots__ = ("bounds", "counts", "sum")
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    sum: float
+    def __init__(self, bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ...) -> None: ...
+
+class BatchTime(_message.Message):
+    __slots__ = ("rows", "num_batches", "median_ms")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_MS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    num_batches: int
+    median_ms: float
+    def __init__(self, rows: _Optional[int] = ..., num_batches: _Optional[int] = ..., median_ms: _Optional[float] = ...) -> None: ...
+
+class DeviceState(_message.Message):
+    __slots__ = ("kind", "index", "name", "energy_j")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_J_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    index: int
+    name: str
+    energy_j: float
+    def __init__(self, kind: _Optional[str] = ..., index: _Optional[int] = ..., name: _Optional[str] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class ServiceState(_message.Message):
-    __slots__ = ("service", "arrived", "on_time", "late", "shed", "failed", "forwarded", "served", "streams", "latency_p50_ms", "latency_p99_ms")
+    __slots__ = ("service", "arrived", "on_time", "late", "shed", "failed", "forwarded", "served", "streams", "latency_p50_ms", "latency_p99_ms", "arrived_per_s", "e2e_s")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     ARRIVED_FIELD_NUMBER: _ClassVar[int]
     ON_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +226,8 @@ class ServiceState(_message.Message):
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_P50_MS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_P99_MS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_PER_S_FIELD_NUMBER: _ClassVar[int]
+    E2E_S_FIELD_NUMBER: _ClassVar[int]
     service: str
     arrived: int
     on_time: int
@@ -203,10 +239,12 @@ class ServiceState(_message.Message):
     streams: int
     latency_p50_ms: float
     latency_p99_ms: float
-    def __init__(self, service: _Optional[str] = ..., arrived: _Optional[int] = ..., on_time: _Optional[int] = ..., late: _Optional[int] = ..., shed: _Optional[int] = ..., failed: _Optional[int] = ..., forwarded: _Optional[int] = ..., served: _Optional[int] = ..., streams: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p99_ms: _Optional[float] = ...) -> None: ...
+    arrived_per_s: float
+    e2e_s: Histogram
+    def __init__(self, service: _Optional[str] = ..., arrived: _Optional[int] = ..., on_time: _Optional[int] = ..., late: _Optional[int] = ..., shed: _Optional[int] = ..., failed: _Optional[int] = ..., forwarded: _Optional[int] = ..., served: _Optional[int] = ..., streams: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p99_ms: _Optional[float] = ..., arrived_per_s: _Optional[float] = ..., e2e_s: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
 
 class ReplicaState(_message.Message):
-    __slots__ = ("replica", "group", "service", "state", "queued", "served", "busy_s", "mean_batch", "batch_ms", "detail")
+    __slots__ = ("replica", "group", "service", "state", "queued", "served", "busy_s", "mean_batch", "batch_ms", "detail", "waiting", "arrived", "arrived_per_s", "busy_share", "memory_bytes", "restarts", "batch_times", "queue_s", "service_s", "e2e_s", "first_token_s", "per_token_s", "batch_rows")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +255,19 @@ class ReplicaState(_message.Message):
     MEAN_BATCH_FIELD_NUMBER: _ClassVar[int]
     BATCH_MS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_TIMES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_S_FIELD_NUMBER: _ClassVar[int]
+    E2E_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    PER_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     replica: str
     group: str
     service: str
@@ -227,10 +278,23 @@ class ReplicaState(_message.Message):
     mean_batch: float
     batch_ms: float
     detail: str
-    def __init__(self, replica: _Optional[str] = ..., group: _Optional[str] = ..., service: _Optional[str] = ..., state: _Optional[str] = ..., queued: _Optional[int] = ..., served: _Optional[int] = ..., busy_s: _Optional[float] = ..., mean_batch: _Optional[float] = ..., batch_ms: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    waiting: int
+    arrived: int
+    arrived_per_s: float
+    busy_share: float
+    memory_bytes: int
+    restarts: int
+    batch_times: _containers.RepeatedCompositeFieldContainer[BatchTime]
+    queue_s: Histogram
+    service_s: Histogram
+    e2e_s: Histogram
+    first_token_s: Histogram
+    per_token_s: Histogram
+    batch_rows: Histogram
+    def __init__(self, replica: _Optional[str] = ..., group: _Optional[str] = ..., service: _Optional[str] = ..., state: _Optional[str] = ..., queued: _Optional[int] = ..., served: _Optional[int] = ..., busy_s: _Optional[float] = ..., mean_batch: _Optional[float] = ..., batch_ms: _Optional[float] = ..., detail: _Optional[str] = ..., waiting: _Optional[int] = ..., arrived: _Optional[int] = ..., arrived_per_s: _Optional[float] = ..., busy_share: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., restarts: _Optional[int] = ..., batch_times: _Optional[_Iterable[_Union[BatchTime, _Mapping]]] = ..., queue_s: _Optional[_Union[Histogram, _Mapping]] = ..., service_s: _Optional[_Union[Histogram, _Mapping]] = ..., e2e_s: _Optional[_Union[Histogram, _Mapping]] = ..., first_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., per_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., batch_rows: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
 
 class StateResponse(_message.Message):
-    __slots__ = ("server", "incarnation", "fence", "at", "services", "replicas", "plan_json")
+    __slots__ = ("server", "incarnation", "fence", "at", "services", "replicas", "plan_json", "devices", "draining")
     SERVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +302,8 @@ class StateResponse(_message.Message):
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     server: str
     incarnation: str
     fence: Fence
@@ -245,7 +311,9 @@ class StateResponse(_message.Message):
     services: _containers.RepeatedCompositeFieldContainer[ServiceState]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaState]
     plan_json: str
-    def __init__(self, server: _Optional[str] = ..., incarnation: _Optional[str] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., at: _Optional[float] = ..., services: _Optional[_Iterable[_Union[ServiceState, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaState, _Mapping]]] = ..., plan_json: _Optional[str] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceState]
+    draining: bool
+    def __init__(self, server: _Optional[str] = ..., incarnation: _Optional[str] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., at: _Optional[float] = ..., services: _Optional[_Iterable[_Union[ServiceState, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaState, _Mapping]]] = ..., plan_json: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., draining: bool = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("exit", "timeout_ms")
