@@ -17,7 +17,7 @@ START_TIMEOUT_S = 60.0
 
 
 class LocalExecutor:
-    """One agent process. `address` is where it listens, `http_address` where its HTTP front does and `metrics` where it is
+    """One agent process. `address` is where it listens, `http_address` where its HTTP front does, `metrics` where it is
     scraped (empty: nowhere)."""
 
     def __init__(
