@@ -1,7 +1,7 @@
 """The floor: what any Python server of this protocol must do, and nothing more.
 
-One process, one event loop: decode raw contents, run the exported module, encode raw outputs. No checks, no queue, no
-batching, no deadlines, one model. Prints {"listening": "HOST:PORT"} once clients may connect; SIGTERM ends it.
+One process, one event loop: decode raw contents, run the exported module (without the checks that torch makes at every
+call, as the executor's runner does), encode raw outputs. No queue, no batching, no deadlines, one model. Prints {"listening": "HOST:PORT"} once clients may connect; SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import grpc.aio
 import numpy as np
 import torch
 from epara_executors.rpc import open_inference_pb2 as oip
+from epara_executors.runners.exported import bare
 
 
 async def serve(folder: Path) -> None:
     torch.set_num_threads(1)
-    module = torch.export.load(folder / "model.pt2").module()
+    module = bare(torch.export.load(folder / "model.pt2"))
     output = json.loads((folder / "tensors.json").read_text())["outputs"][0]["name"]
 
     async def infer(request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
         shape = tuple(request.inputs[0].shape)
         given = np.frombuffer(bytearray(request.raw_input_contents[0]), np.float32).reshape(shape)
         with torch.inference_mode():
-            made = module(torch.from_numpy(given)).numpy()
+            made = module.forward(torch.from_numpy(given))[0].numpy()
         response = oip.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
         response.outputs.add(name=output, datatype="FP32", shape=made.shape)
         response.raw_output_contents.append(made.tobytes())

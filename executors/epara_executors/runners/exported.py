@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
+from torch.fx.graph import CodeGen
 
 from epara_executors.runners.archive import open_program
 from epara_executors.runners.arrays import DTYPES, Array
@@ -45,7 +45,7 @@ class ExportedRunner(OnePassRunner):
         self._program = open_program(folder / PROGRAM_FILE)
         try:
             self._max_rows = fit(self._program, inputs, self.outputs)
-            super().__init__(self._program.module().requires_grad_(False), device)
+            super().__init__(bare(self._program), device)
             self._probe()
         except LoadError as error:
             raise LoadError(f"model {source}: {error}") from error
@@ -55,14 +55,14 @@ class ExportedRunner(OnePassRunner):
         if device != self.device:
             from torch.export.passes import move_to_device_pass
 
-            self.model = move_to_device_pass(self._program, device).module().requires_grad_(False)
+            self.model = bare(move_to_device_pass(self._program, device))
             self.device = device
 
     def forward(self, inputs: Tensors) -> Tensors:
         rows = inputs[self._names[0]].shape[0]
         if rows > self._max_rows:
             raise ValueError(f"expected a batch of at most {self._max_rows} rows, as it was exported, got {rows}")
-        made = pytree.tree_leaves(self.model(*(inputs[name] for name in self._names)))
+        made = self.model.forward(*(inputs[name] for name in self._names))
         return {spec.name: tensor for spec, tensor in zip(self.outputs, made, strict=True)}
 
     def example(self, rows: int) -> Request:
@@ -81,6 +81,20 @@ class ExportedRunner(OnePassRunner):
                     raise LoadError(f"expected a program without state, this one writes to its buffer {name}")
             for spec in self.outputs:
                 _require_same(spec.name, alone[spec.name][0], together[spec.name][row])
+
+
+def bare(program: ExportedProgram) -> torch.nn.Module:
+    """The program as a module whose `forward` takes and gives flat tensors.
+
+    Torch's own would compare structures and shapes at every call, which takes several times as long as a small
+    network; here requests were checked against what `fit` found.
+    """
+    module = program.module()
+    for node in module.graph.find_nodes(op="call_module", target="_guards_fn"):
+        module.graph.erase_node(node)
+    module.graph.set_codegen(CodeGen())
+    module.recompile()
+    return module.requires_grad_(False)
 
 
 def _require_same(name: str, alone: Array, together: Array) -> None:
