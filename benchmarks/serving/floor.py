@@ -1,7 +1,8 @@
 """The floor: what any Python server of this protocol must do, and nothing more.
 
 One process, one event loop: decode raw contents, run the exported module (without the checks that torch makes at every
-call, as the executor's runner does), encode raw outputs. No queue, no batching, no deadlines, one model. Prints {"listening": "HOST:PORT"} once clients may connect; SIGTERM ends it.
+call, as the executor's runner does), encode raw outputs. No queue, no batching, no deadlines, one model. Prints
+{"listening": "HOST:PORT"} once clients may connect; SIGTERM ends it.
 """
 
 from __future__ import annotations
