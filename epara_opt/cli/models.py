@@ -30,7 +30,7 @@ def make(
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write small models with random weights: llama, segformer, vit, yolos, bert, whisper. For demos and tests."""
+    """Write small models with random weights: llama, segformer, vit, yolos, bert, whisper, mlp. For demos and tests."""
     from epara_executors.tiny_models import make_all
 
     require_writable(out / "folder")

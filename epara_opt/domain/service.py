@@ -23,13 +23,14 @@ class Task(StrEnum):
     OBJECT_DETECTION = "object-detection"
     FEATURE_EXTRACTION = "feature-extraction"
     SPEECH_RECOGNITION = "automatic-speech-recognition"
+    TENSOR = "tensor"  # any network, as a program of torch.export
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """Weights and what they compute."""
 
-    source: str  # a folder with safetensors, relative to the executor's model root, or a hub id
+    source: str  # a folder with weights, relative to the executor's model root, or a hub id
     task: Task
     profile: str = ""  # name in the profile catalogue; empty means `source`
     layers: int | None = None  # equal blocks in a row, where it may be cut; None: it is never cut across servers

@@ -2,8 +2,9 @@
 
 Where no hub is reachable the demo and the tests still run the true code paths: config, safetensors weights,
 tokenizer and preprocessor are written by transformers itself and read back by the same loader that reads a hub
-id. The weights mean nothing; the arithmetic is that of the architecture. Sizes are chosen so that one batch of
-one takes a few to some tens of milliseconds on one CPU core and a folder stays within a few megabytes.
+id; the perceptron is a program of torch.export. The weights mean nothing; the arithmetic is that of the
+architecture. Sizes are chosen so that one batch of one takes a few to some tens of milliseconds on one CPU core
+(the perceptron's: microseconds) and a folder stays within a few megabytes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ TASK_OF_KIND: Mapping[str, str] = {
     "tiny-yolos": "object-detection",
     "tiny-bert": "feature-extraction",
     "tiny-whisper": "automatic-speech-recognition",
+    "tiny-mlp": "tensor",
 }
 
 _PAD, _BOS, _EOS = 0, 1, 2  # every tokenizer made here starts with these
@@ -71,7 +73,8 @@ def make_all(root: Path, seed: int = 0) -> dict[str, Path]:
     made: dict[str, Path] = {}
     for kind in TASK_OF_KIND:
         folder = root / kind
-        made[kind] = folder if (folder / "model.safetensors").exists() else make(kind, folder, seed)
+        kept = any((folder / weights).exists() for weights in ("model.safetensors", "model.pt2"))
+        made[kind] = folder if kept else make(kind, folder, seed)
     return made
 
 
@@ -213,6 +216,20 @@ def _whisper(out_dir: Path) -> None:
     tokenizer.save_pretrained(out_dir)
 
 
+def _mlp(out_dir: Path) -> None:
+    """Two layers of 256, whose arithmetic takes microseconds: what is left is the cost of serving."""
+    width = 256
+    model = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, width)).eval()
+    rows = torch.export.Dim("rows", min=1)
+    program = torch.export.export(model, (torch.zeros(2, width),), dynamic_shapes=({0: rows},))
+    torch.export.save(program, out_dir / "model.pt2")
+    tensors = {
+        side: [{"name": name, "datatype": "FP32", "shape": [-1, width]}]
+        for side, name in (("inputs", "x"), ("outputs", "y"))
+    }
+    (out_dir / "tensors.json").write_text(json.dumps(tensors, indent=2) + "\n")
+
+
 _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "tiny-llama": _llama,
     "tiny-segformer": _segformer,
@@ -220,4 +237,5 @@ _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "tiny-yolos": _yolos,
     "tiny-bert": _bert,
     "tiny-whisper": _whisper,
+    "tiny-mlp": _mlp,
 }

@@ -335,7 +335,7 @@ CASES = {
         "task: text-generation",
         "task: chat",
         "edge.yaml:12: services.chat.model.task: expected one of text-generation, image-segmentation, "
-        "image-classification, object-detection, feature-extraction, automatic-speech-recognition, got chat",
+        "image-classification, object-detection, feature-extraction, automatic-speech-recognition, tensor, got chat",
     ),
     "south of the pole": (
         "lat: -37.8",

@@ -14,6 +14,8 @@ from epara_executors.runners.batches import OnePassRunner
 from epara_executors.runners.contract import UnsupportedShape
 from epara_executors.runners.decoder import DecoderPart, slots_unsupported
 from epara_executors.runners.embedding import EmbeddingRunner
+from epara_executors.runners.exported import TASK as TENSOR
+from epara_executors.runners.exported import ExportedRunner
 from epara_executors.runners.images import ClassificationRunner, DetectionRunner, SegmentationRunner
 from epara_executors.runners.loading import read_config
 from epara_executors.runners.speech import SpeechRunner
@@ -27,6 +29,7 @@ _ONE_PASS: Mapping[str, Callable[..., OnePassRunner]] = {
     "object-detection": DetectionRunner,
     "feature-extraction": EmbeddingRunner,
     "automatic-speech-recognition": SpeechRunner,
+    TENSOR: ExportedRunner,
 }
 TASKS = (GENERATION, *_ONE_PASS)
 
@@ -71,7 +74,11 @@ def open_one_pass(
     task: str, source: str, model_root: Path, device: torch.device, ranks: Ranks, *, prompt_tokens: int = 0
 ) -> OnePassRunner:
     """A runner of one of the one-pass tasks, sharded if the group is. Raises LoadError."""
-    refuse_unsupported(task, source, model_root, ranks.tp, ranks.pp)
+    if task == TENSOR:  # no config of transformers describes it
+        if ranks.world > 1:
+            raise UnsupportedShape(f"model {source}: exported programs run on one device only")
+    else:
+        refuse_unsupported(task, source, model_root, ranks.tp, ranks.pp)
     extra: dict[str, Any] = {"prompt_tokens": prompt_tokens} if task == "feature-extraction" else {}
     runner = _ONE_PASS[task](source, model_root, torch.device("cpu"), **extra)
     if ranks.tp > 1:
