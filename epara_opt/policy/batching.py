@@ -72,6 +72,8 @@ def next_batch(
     """
     if not queue:
         return (), math.inf
+    if not idle and sum(q.rows for q in queue) < rule.max_rows and not any(q.stream for q in queue):
+        return (), math.inf  # all would go and not fill it: known without their order, at every arrival
     chosen = _fill(sorted(queue, key=urgency), rule)
     if len(chosen) < len(queue) or sum(q.rows for q in chosen) >= rule.max_rows:
         return chosen, now
