@@ -141,14 +141,20 @@ def test_a_restart_of_a_worker_is_counted_and_its_counts_stay(echo_edge, ones):
 
 def test_it_can_be_scraped_while_it_drains(echo_edge, ones):
     executor = echo_edge.start("a", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
-    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=1500")))
+    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=2000")))
     client = echo_edge.client("a")
     asking = threading.Thread(target=lambda: client.infer("echo", {"x": ones}))
     asking.start()
     echo_edge.until(lambda: of(scrape(executor), "epara_in_flight_requests", **ECHO) == 1)
     executor.process.terminate()
-    echo_edge.until(lambda: of(scrape(executor), "epara_executor_draining") == 1)
-    assert of(scrape(executor), "epara_in_flight_requests", **ECHO) == 1
+    drained = []
+
+    def draining():
+        drained[:] = [scrape(executor)]
+        return of(drained[0], "epara_executor_draining") == 1
+
+    echo_edge.until(draining)
+    assert of(drained[0], "epara_in_flight_requests", **ECHO) == 1
     asking.join()
     assert executor.stop(timeout_s=30) == 0
 
