@@ -32,7 +32,7 @@ from rows import Round, rows_of
 from servers import ENVIRONMENT, HERE, PEERS, SERVICE, SOURCE, STARTERS, Server, absent_peer
 
 RESULTS = HERE.parent / "results" / "serving.json"
-NUM_ROUNDS = 5
+NUM_ROUNDS = 8
 SHAPE = (1, 256)
 
 
