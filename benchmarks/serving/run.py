@@ -32,7 +32,7 @@ from rows import Round, rows_of
 from servers import ENVIRONMENT, HERE, PEERS, SERVICE, SOURCE, STARTERS, Server, absent_peer
 
 RESULTS = HERE.parent / "results" / "serving.json"
-NUM_ROUNDS = 5
+NUM_ROUNDS = 8
 SHAPE = (1, 256)
 
 
@@ -128,7 +128,8 @@ def main() -> None:
         parser.error(f"--clients, --seconds: expected >= 1 and > 0, got {args.clients} and {args.seconds:g}")
     console = Console()
     rounds: list[Round] = []
-    notes = [absent_peer(n) for n in names if n in PEERS]
+    notes = [f"load average when it began: {os.getloadavg()[0]:.1f}"]
+    notes += [absent_peer(n) for n in names if n in PEERS]
     for note in notes:
         console.print(note, highlight=False)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -106,6 +106,13 @@ def test_a_batch_beyond_what_was_exported_is_an_error_of_that_batch(tmp_path: Pa
     assert "expected a batch of at most 64 rows, as it was exported, got 65" in answer.message
 
 
+def test_weights_and_devices_named_in_operators_move_together(tmp_path: Path) -> None:
+    write(tmp_path / "m", Calls(lambda x: x + torch.ones(4)))
+    meta = torch.device("meta")
+    runner = open_one_pass("tensor", "m", tmp_path, meta, alone())
+    assert runner.forward({"x": torch.zeros(3, 4, device=meta)})["y"].device == meta
+
+
 BAD = {
     "other datatype": (
         {"inputs": [{**X, "datatype": "INT64"}], "outputs": [Y]},
