@@ -57,6 +57,7 @@ class Dispatch:
         self._flights: dict[str, Flight] = {}
         self._infer_ids = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None  # a pump at the end of this turn of the loop
 
     # The worker
 
@@ -87,7 +88,8 @@ class Dispatch:
         self.quiet.clear()
         replica.arrived += 1
         replica.queue.append(job)
-        self.pump()
+        if self._turn is None:  # whoever else comes in this turn of the loop may share the batch
+            self._turn = self._loop.call_soon(self.pump)
 
     def withdraw(self, replica: Replica, job: Job) -> None:
         """The caller no longer wants it. Frees its place, and its slot if it is a generation."""
@@ -141,9 +143,10 @@ class Dispatch:
 
     def pump(self) -> None:
         """Send whatever may leave now, and set the timer for what may leave later."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._timer, self._turn):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._turn = None
         if self._link is None:
             return
         now = self._loop.time()
