@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,7 +34,27 @@ EMBEDDING = "feature-extraction"
 MAX_BODY_BYTES = 16 * 2**20
 MAX_DISCARDED_BYTES = 64 * 2**20  # of a body that is too large; read, so that its client can read the answer
 BODY_TIMEOUT_S = 60.0
+FAILED = "the executor failed; its log says why"
 CLIENT_LEFT = 499  # nobody reads it
+
+
+log = logging.getLogger(__name__)
+
+
+def _guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """What nobody foresaw is logged and answered here: starlette would raise it again after its answer, and uvicorn
+    would close the connection under the client's next request."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (Refusal, HTTPException, ClientLeft, ClientDisconnect):
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            return errors.response_of(Broken(FAILED))
+
+    return guarded
 
 
 class Front:
@@ -59,12 +80,12 @@ class Front:
     def app(self) -> Starlette:
         return Starlette(
             routes=[
-                Route("/healthz", self._health, methods=["GET"]),
-                Route("/v1/models", self._models, methods=["GET"]),
-                Route("/v1/models/{model:path}", self._model, methods=["GET"]),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/completions", self._complete, methods=["POST"]),
-                Route("/v1/embeddings", self._embed, methods=["POST"]),
+                Route("/healthz", _guarded(self._health), methods=["GET"]),
+                Route("/v1/models", _guarded(self._models), methods=["GET"]),
+                Route("/v1/models/{model:path}", _guarded(self._model), methods=["GET"]),
+                Route("/v1/chat/completions", _guarded(self._chat), methods=["POST"]),
+                Route("/v1/completions", _guarded(self._complete), methods=["POST"]),
+                Route("/v1/embeddings", _guarded(self._embed), methods=["POST"]),
             ],
             exception_handlers={
                 Refusal: _on_refusal,
@@ -194,5 +215,5 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    """What nobody foresaw: starlette raises it again after this, and uvicorn logs it."""
-    return errors.response_of(Broken("the executor failed; its log says why"))
+    """What nobody foresaw outside the endpoints: starlette raises it again after this, and uvicorn logs it."""
+    return errors.response_of(Broken(FAILED))
