@@ -32,9 +32,8 @@ def status_table(fleet: FleetState, topology: Topology, plan: Plan | None) -> Gr
     rows = [_executor(fleet, n, planned.get(n, 0), plan) for n in names if _is_expected(fleet, topology, n)]
     heads = ["Server", "State", "#Plan", "#Live", "#Planned", "#Queued", "#Arrived", "#SLO met", "#Offloaded"]
     parts = [grid("Executors; counts since each one's start", heads, rows), _observed(fleet)]
-    fetches = [
-        _fetch(e.server, f) for _, e in sorted(fleet.executors.items()) for f in e.fetches if f.state != "failed"
-    ]
+    told = [(server, f) for server, e in sorted(fleet.executors.items()) for f in e.fetches]
+    fetches = [_fetch(server, f) for server, f in told if f.state != "failed"]
     if fetches:
         parts.append(grid("Models on their way", ["Server", "Model", "!State", "From", "#MB", "#Of MB"], fetches))
     troubles = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import closing
 from typing import Any
 
 import grpc
 
+from epara_executors.agent.memory import give_back
 from epara_executors.agent.torch_launcher import in_thread
 from epara_executors.rpc import epara_pb2 as pb
 from epara_executors.rpc.epara_pb2_grpc import ExecutorFilesServicer
@@ -31,12 +32,12 @@ class FilePlane(ExecutorFilesServicer):
         self._offer = offer
         self._bucket = bucket
         self._num_reads = 0
-        self._leaving = False
+        self._leaving = asyncio.Event()
         self._hashing: dict[str, asyncio.Task[Manifest]] = {}
 
     def leave(self) -> None:
         """End what is being sent: others may have the rest, and this executor's end must not wait for it."""
-        self._leaving = True
+        self._leaving.set()
 
     async def Manifest(self, request: pb.ManifestRequest, context: Context) -> pb.ManifestResponse:  # noqa: N802
         source = request.source
@@ -72,15 +73,24 @@ class FilePlane(ExecutorFilesServicer):
             except NotOffered as e:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
                 raise
-            with closing(file):
+            with file:
                 file.seek(request.offset)
                 left = request.length
                 while left > 0 and (data := await asyncio.to_thread(file.read, min(PIECE_BYTES, left))):
                     left -= len(data)
-                    await asyncio.sleep(self._bucket.wait_s(len(data)))
-                    if self._leaving:
+                    await self._pause(self._bucket.wait_s(len(data)))
+                    if self._leaving.is_set():
                         await context.abort(grpc.StatusCode.UNAVAILABLE, "the executor leaves")
                     self.sent_bytes += len(data)
                     yield pb.FilePiece(data=data)
         finally:
             self._num_reads -= 1
+            if self._num_reads == 0:
+                await asyncio.to_thread(give_back)
+
+    async def _pause(self, seconds: float) -> None:
+        """As long as the cap wants, but no longer than this executor stays."""
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._leaving.wait()

@@ -57,8 +57,7 @@ def main(source: str, folder: Path, bytes_per_s: float) -> str:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    if bytes_per_s:
-        constants.DOWNLOAD_CHUNK_SIZE = 2**18
+    constants.DOWNLOAD_CHUNK_SIZE = 2**18  # its own 10 MB would be lost at every interruption, and come in one burst
     where: dict[str, Any] = {"local_dir": folder, "cache_dir": folder / ".cache" / "listed", "max_workers": 1}
     try:
         listed: Any = snapshot_download(source, allow_patterns=_PATTERNS, dry_run=True, **where)
@@ -75,8 +74,9 @@ def main(source: str, folder: Path, bytes_per_s: float) -> str:
             **where,
         )
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as e:
-        lines = str(e).strip().splitlines()
-        return f"{type(e).__name__}: {lines[0] if lines else 'no word'}"
+        cause = e.__cause__ or e  # the library wraps what the hub said in words of its own
+        lines = str(cause).strip().splitlines()
+        return f"{type(cause).__name__}: {lines[0] if lines else 'no word'}"
     return ""
 
 
