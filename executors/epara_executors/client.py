@@ -7,6 +7,7 @@ the stale-fence mark -> StaleFence (never again); anything else -> ExecutorRefus
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -28,7 +29,7 @@ from epara_opt.control.ports import CommitSpec, ExecutorState, Fence, FetchSpec,
 from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, ModelsOnTheWay, StaleFence
 
 OBSERVE_DEADLINE_S = 3.0
-MAX_WAIT_S = 86_400.0  # for models: an executor counts it in milliseconds of 32 bits
+FETCH_POLL_S = 5.0  # how long one call waits for models: an executor that is gone is noticed in about that time
 MAX_PARALLEL = 32
 REASON_KEY = "epara-reason"  # agent/control_plane.py sets it
 STALE_FENCE = "stale-fence"
@@ -106,17 +107,20 @@ class GrpcFleet:
         self, address: str, models: tuple[FetchSpec, ...], fence: Fence, *, server: str, deadline_s: float
     ) -> None:
         """Have models brought to the server's disk. Returns when they are there, or raises ModelsOnTheWay."""
-        wait_ms = max(1, int(1000 * min(MAX_WAIT_S, deadline_s)))
-        request = pb.FetchRequest(
-            fence=fence_to_pb(fence), models=[fetch_spec_to_pb(m) for m in models], wait_ms=wait_ms
-        )
+        request = pb.FetchRequest(fence=fence_to_pb(fence), models=[fetch_spec_to_pb(m) for m in models])
+        ends_at = time.monotonic() + deadline_s
 
         def ask(stub: Any) -> pb.FetchResponse:
-            return stub.Fetch(request, timeout=wait_ms / 1000.0 + self._observe_deadline_s)
+            return stub.Fetch(request, timeout=request.wait_ms / 1000.0 + self._observe_deadline_s)
 
-        left = self._call(address, ask, server=server).left
-        if left:
-            raise ModelsOnTheWay(server, "; ".join(str(fetch_from_pb(f)) for f in left))
+        while True:
+            left_s = ends_at - time.monotonic()
+            request.wait_ms = max(1, int(1000 * min(FETCH_POLL_S, left_s)))
+            left = self._call(address, ask, server=server).left
+            if not left:
+                return
+            if left_s <= FETCH_POLL_S:
+                raise ModelsOnTheWay(server, "; ".join(str(fetch_from_pb(f)) for f in left))
 
     def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
         """Load and warm up groups beside what runs. Returns when all are ready."""

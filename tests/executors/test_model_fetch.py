@@ -260,6 +260,30 @@ def entries(said):
     return [FileEntry(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in said.files]
 
 
+def test_a_peer_whose_readers_are_many_is_asked_again_until_one_has_left(echo_edge):
+    weights_in(root_of(echo_edge, "a") / "m", mib=8.0)
+    start(echo_edge, "a", *SERVE)
+    start(echo_edge, "b")
+    with grpc.insecure_channel(echo_edge.address("a")) as channel:
+        stub = ExecutorFilesStub(channel)
+        revision = Manifest(files=tuple(entries(stub.Manifest(pb.ManifestRequest(source="m"))))).revision
+        request = pb.ReadRequest(source="m", revision=revision, name="model.safetensors", offset=0, length=8 * MIB)
+        readers = [stub.Read(request) for _ in range(4)]
+        for reader in readers:
+            next(reader)  # and no more: it keeps its place
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Read(request))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(ModelsOnTheWay):
+            fetch(echo_edge, "b", "a", deadline_s=0.01)
+        echo_edge.until(lambda: echo_edge.state("b").fetches[0].state == "waiting")
+        readers[0].cancel()
+        fetch(echo_edge, "b", "a")
+        for reader in readers:
+            reader.cancel()
+    assert fetched(echo_edge, "b").exists()
+
+
 def test_the_cache_keeps_its_limit_and_what_runs(echo_edge):
     for i, name in enumerate(("m", "n", "o")):
         weights_in(root_of(echo_edge, "a") / name, mib=1.0, seed=i)

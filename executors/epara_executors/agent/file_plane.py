@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from epara_executors.weights.offer import NotOffered, Offer
 
 PIECE_BYTES = 2**18
 MAX_READS = 4  # at the same time; further ones are told to come back
+SLOW_READER_S = 60.0  # without taking a piece: then its place is another's
 HASH_WAIT_S = 1.0  # how long a caller is kept while files are hashed, before it is told how far that is
 
 Context = Any
@@ -60,7 +60,7 @@ class FilePlane(ExecutorFilesServicer):
             files=[pb.FileEntry(name=f.name, size_bytes=f.size_bytes, sha256=f.sha256) for f in manifest.files],
         )
 
-    async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.FilePiece]:  # noqa: N802
+    async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # noqa: N802
         if request.offset < 0 or request.length < 1:
             law = f"expected offset >= 0 and length >= 1, got {request.offset} and {request.length}"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, law)
@@ -68,25 +68,32 @@ class FilePlane(ExecutorFilesServicer):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_READS} peers read here already: come back")
         self._num_reads += 1
         try:
-            try:
-                file = await asyncio.to_thread(self._offer.open, request.source, request.revision, request.name)
-            except NotOffered as e:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
-                raise
-            with file:
-                file.seek(request.offset)
-                left = request.length
-                while left > 0 and (data := await asyncio.to_thread(file.read, min(PIECE_BYTES, left))):
-                    left -= len(data)
-                    await self._pause(self._bucket.wait_s(len(data)))
-                    if self._leaving.is_set():
-                        await context.abort(grpc.StatusCode.UNAVAILABLE, "the executor leaves")
-                    self.sent_bytes += len(data)
-                    yield pb.FilePiece(data=data)
+            await self._send(request, context)
         finally:
             self._num_reads -= 1
             if self._num_reads == 0:
                 await asyncio.to_thread(give_back)
+
+    async def _send(self, request: pb.ReadRequest, context: Context) -> None:
+        try:
+            file = await asyncio.to_thread(self._offer.open, request.source, request.revision, request.name)
+        except NotOffered as e:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
+            raise
+        with file:
+            file.seek(request.offset)
+            left = request.length
+            while left > 0 and (data := await asyncio.to_thread(file.read, min(PIECE_BYTES, left))):
+                left -= len(data)
+                await self._pause(self._bucket.wait_s(len(data)))
+                if self._leaving.is_set():
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the executor leaves")
+                try:
+                    async with asyncio.timeout(SLOW_READER_S):
+                        await context.write(pb.FilePiece(data=data))
+                except TimeoutError:
+                    await context.abort(grpc.StatusCode.ABORTED, f"not a piece was taken for {SLOW_READER_S:.0f} s")
+                self.sent_bytes += len(data)
 
     async def _pause(self, seconds: float) -> None:
         """As long as the cap wants, but no longer than this executor stays."""

@@ -166,7 +166,7 @@ class ModelCache:
     def _entries(self) -> list[_Entry]:
         found: list[_Entry] = []
         for base in (self._models, self._partial):
-            for place in base.iterdir():
+            for place in (p for p in base.iterdir() if p.is_dir()):
                 for folder in place.iterdir():
                     if folder.is_dir() and not folder.is_symlink():
                         size = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file())

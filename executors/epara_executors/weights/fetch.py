@@ -105,19 +105,17 @@ class Fetcher:
             raise FetchFailed(f"model {source}: no such folder, and only relative paths without .. can be fetched")
         tried: dict[str, str] = {}
         try:
-            waiting = list(holders)
-            while waiting:
-                busy: list[HolderSpec] = []
-                for holder in waiting:
+            is_busy = True
+            while is_busy:
+                is_busy = False
+                for holder in holders:  # all of them again: who had nothing may have it by now
                     try:
                         return self._from_peer(holder, told, kept)
                     except _PeerFailed as e:
                         log.info("model %s from %s: %s", source, holder.server, e)
                         tried[holder.server] = str(e)
-                        if e.is_busy:
-                            busy.append(holder)
-                waiting = busy
-                if busy:
+                        is_busy = is_busy or e.is_busy
+                if is_busy:
                     told.state = "waiting"
                     self._wait(BUSY_WAIT_S)
             if self._allow_hub:
