@@ -262,7 +262,8 @@ def entries(said):
 
 def test_a_peer_whose_readers_are_many_is_asked_again_until_one_has_left(echo_edge):
     weights_in(root_of(echo_edge, "a") / "m", mib=8.0)
-    start(echo_edge, "a", *SERVE)
+    weights_in(root_of(echo_edge, "a") / "n", mib=0.1)
+    start(echo_edge, "a", *SERVE, "--model-bandwidth-mbps", "8")
     start(echo_edge, "b")
     with grpc.insecure_channel(echo_edge.address("a")) as channel:
         stub = ExecutorFilesStub(channel)
@@ -270,18 +271,19 @@ def test_a_peer_whose_readers_are_many_is_asked_again_until_one_has_left(echo_ed
         request = pb.ReadRequest(source="m", revision=revision, name="model.safetensors", offset=0, length=8 * MIB)
         readers = [stub.Read(request) for _ in range(4)]
         for reader in readers:
-            next(reader)  # and no more: it keeps its place
+            next(reader)  # it has half a minute to go
         with pytest.raises(grpc.RpcError) as caught:
             next(stub.Read(request))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         with pytest.raises(ModelsOnTheWay):
-            fetch(echo_edge, "b", "a", deadline_s=0.01)
+            fetch(echo_edge, "b", "a", source="n", deadline_s=0.01)
         echo_edge.until(lambda: echo_edge.state("b").fetches[0].state == "waiting")
+        assert "4 peers read here already" in (echo_edge.folder / "b.log").read_text()
         readers[0].cancel()
-        fetch(echo_edge, "b", "a")
+        fetch(echo_edge, "b", "a", source="n")
         for reader in readers:
             reader.cancel()
-    assert fetched(echo_edge, "b").exists()
+    assert fetched(echo_edge, "b", "n").exists()
 
 
 def test_the_cache_keeps_its_limit_and_what_runs(echo_edge):
