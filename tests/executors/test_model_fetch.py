@@ -261,14 +261,14 @@ def entries(said):
 
 
 def test_a_peer_whose_readers_are_many_is_asked_again_until_one_has_left(echo_edge):
-    weights_in(root_of(echo_edge, "a") / "m", mib=8.0)
+    weights_in(root_of(echo_edge, "a") / "m", mib=40.0)
     weights_in(root_of(echo_edge, "a") / "n", mib=0.1)
-    start(echo_edge, "a", *SERVE, "--model-bandwidth-mbps", "8")
+    start(echo_edge, "a", *SERVE, "--model-bandwidth-mbps", "40")
     start(echo_edge, "b")
     with grpc.insecure_channel(echo_edge.address("a")) as channel:
         stub = ExecutorFilesStub(channel)
         revision = Manifest(files=tuple(entries(stub.Manifest(pb.ManifestRequest(source="m"))))).revision
-        request = pb.ReadRequest(source="m", revision=revision, name="model.safetensors", offset=0, length=8 * MIB)
+        request = pb.ReadRequest(source="m", revision=revision, name="model.safetensors", offset=0, length=40 * MIB)
         readers = [stub.Read(request) for _ in range(4)]
         for reader in readers:
             next(reader)  # it has half a minute to go
