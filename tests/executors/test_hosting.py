@@ -1,4 +1,6 @@
-"""A replica is warm before the agent hears that it is loaded, and nothing is switched to before that."""
+"""A replica is warm before the agent hears that it is loaded, wherever its model came from, and before any switch."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -6,11 +8,19 @@ import torch
 from epara_executors.runners.batches import OnePassRunner
 from epara_executors.runners.contract import LoadError
 from epara_executors.runners.generation import GenerationRunner
+from epara_executors.weights.cache import ModelCache
+from epara_executors.weights.files import FileEntry, Manifest, sha256_of, travelling
 from epara_executors.worker.hosting import Host, Tenant
 from epara_executors.worker.ranks import alone
 
 from epara_opt.control.ports import CommitSpec, Fence
 from epara_opt.errors import ExecutorRefused
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """The hub's own retries would take long where it is out of reach."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -55,6 +65,23 @@ def test_a_model_that_cannot_answer_its_first_batch_is_not_loaded(host, monkeypa
     monkeypatch.setattr(OnePassRunner, "run_joined", broken)
     with pytest.raises(LoadError, match=r"warm-up failed: .*no such kernel"):
         host.host(Tenant(replica="r", source="tiny-vit", task="image-classification", batch=1))
+
+
+@pytest.mark.parametrize(("source", "task"), [("tiny-mlp", "tensor"), ("tiny-llama", "text-generation")])
+def test_fetched_models_are_found_where_no_local_folder_is(tiny_root, tmp_path, source, task):
+    cache = ModelCache(tmp_path / "cache", max_bytes=2**30)
+    files = travelling(tiny_root / source, [])
+    listed = [FileEntry(name=n, size_bytes=f.stat().st_size, sha256=sha256_of(f)) for n, f in files]
+    manifest = Manifest(files=tuple(listed))
+    for name, file in files:
+        shutil.copy(file, cache.partial(f"org/{source}", manifest.revision) / name)
+    cache.adopt(f"org/{source}", manifest)
+    tenant = Tenant(replica="r", source=f"org/{source}", task=task, batch=2, prompt_tokens=4, output_tokens=2)
+    with pytest.raises(LoadError):
+        Host(tmp_path, torch.device("cpu"), alone()).host(tenant)
+    hosted = Host(tmp_path, torch.device("cpu"), alone(), cache.folder).host(tenant)
+    assert hosted.memory_bytes > 0
+    cache.close()
 
 
 def test_a_replica_that_still_loads_is_not_switched_to(echo_edge):
