@@ -7,6 +7,7 @@ EparaError                  1  something went wrong that we foresaw
 |- PlanRejected             4  the checker refused a plan; carries every violation found
 |- FleetError               5  executors could not do what was asked
 |  |- ExecutorUnreachable      try again later
+|  |- ModelsOnTheWay           try again later: nothing was changed, and they keep coming
 |  |- StaleFence               never try again: a newer planner or plan is in force
 |  `- ExecutorRefused          the executor says why; nothing was changed
 `- StoreError               6  the planner's own store cannot be used
@@ -86,6 +87,14 @@ class ExecutorUnreachable(FleetError):
     def __init__(self, server: str, detail: str) -> None:
         self.server = server
         super().__init__(f"executor of {server} did not answer: {detail}")
+
+
+class ModelsOnTheWay(FleetError):
+    """Temporary: models that a plan needs are not yet on a server's disk. They keep coming; nothing was changed."""
+
+    def __init__(self, server: str, detail: str) -> None:
+        self.server = server
+        super().__init__(f"executor of {server} is still fetching: {detail}")
 
 
 class StaleFence(FleetError):

@@ -44,6 +44,14 @@ def executor(
     threads: Annotated[int, typer.Option(min=1, help="Torch threads per CPU device.")] = 1,
     allow_remote_hub: Annotated[bool, typer.Option(help="Let workers download models from the hub.")] = False,
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus; port 0 lets the system choose.")] = "",
+    model_cache: Annotated[
+        Path | None, typer.Option(help="Where fetched models are kept; in the state directory if omitted.")
+    ] = None,
+    model_cache_gib: Annotated[float, typer.Option(help="GiB that fetched models may take.")] = 50.0,
+    model_bandwidth_mbps: Annotated[
+        float, typer.Option(help="Mbit/s for fetching models, and as much for giving them; 0: no cap.")
+    ] = 0.0,
+    serve_models: Annotated[bool, typer.Option(help="Let any peer read models' files from here.")] = False,
 ) -> None:
     """Serve one server of the edge: gRPC agent, request handler, and a worker process per device group."""
     from epara_executors.agent.main import AgentOptions, run
@@ -65,6 +73,10 @@ def executor(
         threads_per_device=threads,
         allow_remote_hub=allow_remote_hub,
         metrics=metrics,
+        model_cache=model_cache,
+        model_cache_gib=model_cache_gib,
+        model_bandwidth_mbps=model_bandwidth_mbps,
+        serve_models=serve_models,
     )
     raise typer.Exit(run(options))
 
@@ -86,6 +98,9 @@ def apply(
     topology: TopologyArgument,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json", show_default=False)],
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for the whole transaction.")] = 120.0,
+    fetch_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds before it for models to reach the servers' disks.")
+    ] = 3600.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Bring PLAN into force on the executors of TOPOLOGY: prepare, switch, retire; all or nothing."""
@@ -128,8 +143,8 @@ def apply(
             task = bar.add_task("applying", total=None)
 
             def show(step: Step) -> None:
-                what = f"stage {step.stage}: {step.kind.value} at {step.server}"
-                bar.update(task, description=what, total=step.num_stages, completed=step.stage - 1)
+                what = f"stage {step.stage}: {step.kind} at {step.server}" if step.stage else f"fetch at {step.server}"
+                bar.update(task, description=what, total=step.num_stages, completed=max(0, step.stage - 1))
 
             done = bring(
                 plan,
@@ -140,11 +155,13 @@ def apply(
                 Fence(epoch=epoch, generation=plan.generation),
                 on_progress=show,
                 deadline_s=timeout,
+                fetch_deadline_s=fetch_timeout,
                 down=frozenset(state.down),
                 stale=running.stale,
             )
     text = f"plan {plan.generation} is in force" if done.changed else f"plan {done.generation} was in force already"
     text += f"; {done.num_loads} group(s) loaded in {done.wall_s:.1f} s" if done.changed else ""
+    text += f", after {done.fetch_s:.1f} s for models to reach disks" if done.fetch_s >= 1.0 else ""
     for server, why in done.leftovers.items():
         text += f"\nleft over at {server}: {why}"
     emit(asdict(done), text, as_json=as_json)

@@ -1,10 +1,10 @@
 """Applying a plan: one transaction over all executors.
 
-Prepare everywhere (new groups, and new tenants of groups that run), switch, retire last; `transition` says in which
-stages, `transaction` does them. Until the switch is complete any failure takes everything back to the plan in force;
-after it, a failure leaves leftovers (reported, cleaned up by the next cycle), for the plan is in force then. A planner
-that dies in the middle leaves executors that each serve what they were last told; the next one finds both plans in the
-store.
+Models are fetched first, beside whatever runs, with a deadline of their own. Then: prepare everywhere (new groups,
+and new tenants of groups that run), switch, retire last; `transition` says in which stages, `transaction` does them.
+Until the switch is complete any failure takes everything back to the plan in force; after it, a failure leaves
+leftovers (reported, cleaned up by the next cycle), for the plan is in force then. A planner that dies in the middle
+leaves executors that each serve what they were last told; the next one finds both plans in the store.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Applied:
     generation: int
     actions: tuple[Action, ...] = ()
     num_loads: int = 0  # groups prepared
-    wall_s: float = 0.0
+    fetch_s: float = 0.0  # until every server had its models on disk, before anything was changed
+    wall_s: float = 0.0  # of the change itself
     leftovers: Mapping[str, str] = field(default_factory=dict[str, str])  # server to what could not be cleaned up
 
 
@@ -46,6 +47,7 @@ def apply(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     deadline_s: float = 120.0,
+    fetch_deadline_s: float = 3600.0,
     down: frozenset[str] = frozenset(),
     stale: frozenset[str] = frozenset(),
     expected_digest: str | None = None,
@@ -54,12 +56,14 @@ def apply(
 ) -> Applied:
     """Bring `plan` into force. Idempotent: a plan that is in force already changes nothing.
 
-    deadline_s: for the whole transaction; loading models takes most of it.
+    deadline_s: for the whole transaction; loading models takes most of it. It begins when they are on disk.
+    fetch_deadline_s: for bringing them there, where they are not.
     down, stale: see `transition.stages`.
     expected_digest: where known, the digest of the problem that the plan must have been made for.
     max_parallel: executors called at the same time; 1 makes the order of calls deterministic.
 
     Raises InputError (plan for another topology, nothing was called), StaleFence (a newer planner or plan),
+    ModelsOnTheWay (fetching took longer; nothing was changed, and they keep coming),
     another FleetError of the executor that failed (everything taken back, the plan in force stays) or
     PartlyApplied (taking back failed too).
     """
@@ -80,13 +84,16 @@ def apply(
         catalogue=catalogue,
         fleet=fleet,
         fence=fence,
-        ends_at=began + deadline_s,
+        down=down,
         monotonic=monotonic,
         max_parallel=max_parallel,
         on_progress=on_progress,
         num_stages=len(todo),
     )
     run.require_addresses(todo)
+    run.fetch(todo, deadline_s=fetch_deadline_s)
+    fetched = monotonic()
+    run.must_end(fetched + deadline_s)
     for stage in todo:
         try:
             run.do(stage)
@@ -98,7 +105,8 @@ def apply(
         generation=fence.generation,
         actions=actions(in_force, plan, topology, catalogue, down=down, stale=stale),
         num_loads=sum(len(g) for s in todo if s.kind is ActionKind.PREPARE for g in s.groups.values()),
-        wall_s=monotonic() - began,
+        fetch_s=fetched - began,
+        wall_s=monotonic() - fetched,
         leftovers=dict(run.leftovers),
     )
 

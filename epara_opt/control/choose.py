@@ -32,6 +32,7 @@ class Choice:
     outcome: str  # applied | rerouted | kept
     planned: Plan | None = None  # what the planner made, for the record
     error: str = ""  # of the planner, where its plan could not be had
+    meanwhile: Plan | None = None  # routes for the replicas that run, worth having while `plan` waits for its models
 
 
 class Chooser:
@@ -75,10 +76,11 @@ class Chooser:
         adapted = rerouted(standing_plan, problem, generation=generation, dual_bound=bound)
         usable = self._passes(adapted, problem)
         keep_value = adapted.objective if usable else 0.0
-        if planned is not None and self._worth(planned, standing_plan, keep_value, problem, down):
-            return Choice(plan=planned, outcome="applied", planned=planned)
         touched = bool(unsettled) or standing_plan is not in_force
         gains = adapted.objective > as_is.objective * (1.0 + self._settings.min_gain) + 1e-9
+        if planned is not None and self._worth(planned, standing_plan, keep_value, problem, down):
+            meanwhile = adapted if usable and (touched or gains) else None
+            return Choice(plan=planned, outcome="applied", planned=planned, meanwhile=meanwhile)
         if usable and (touched or gains):
             return Choice(plan=adapted, outcome="rerouted", planned=planned, error=error)
         if touched:  # not worth a new plan, not checkable as it is: say again what is in force

@@ -33,6 +33,7 @@ from epara_opt.errors import (
     EparaError,
     ExecutorUnreachable,
     FleetError,
+    ModelsOnTheWay,
     StaleFence,
     StoreError,
 )
@@ -174,7 +175,12 @@ class ControlCycle:
             )
             error = choice.error
             if choice.plan is not None:
-                applied = self._apply(choice.plan)
+                try:
+                    applied = self._apply(choice.plan)
+                except ModelsOnTheWay as e:
+                    error = str(e)
+                    self._tell(EventKind.FETCHING, f"{e}; a later cycle goes on", server=e.server)
+                    choice, applied = self._bridge(choice)
         except (StaleFence, StoreError) as e:
             self._tell(EventKind.STOPPED, str(e))
             raise
@@ -227,6 +233,7 @@ class ControlCycle:
                 Fence(epoch=self._epoch, generation=plan.generation),
                 on_progress=self._progress,
                 deadline_s=self._settings.apply_deadline_s,
+                fetch_deadline_s=self._settings.fetch_wait_s,
                 down=self.down,
                 stale=frozenset(self._unsettled) - self._down.keys(),
                 max_parallel=self._settings.max_parallel,
@@ -267,6 +274,14 @@ class ControlCycle:
             leftovers=dict(applied.leftovers),
         )
         return applied
+
+    def _bridge(self, choice: Choice) -> tuple[Choice, Applied | None]:
+        """The plan chosen waits for its models: meanwhile what runs serves by the best routes there are for it."""
+        if choice.meanwhile is None:
+            return replace(choice, plan=None, outcome="fetching"), None
+        generation = self._store.next_generation(at_least=self._highest_generation)
+        plan = replace(choice.meanwhile, generation=generation)
+        return replace(choice, plan=plan, outcome="fetching"), self._apply(plan)
 
     def _clear_strays(self) -> None:
         """Unload groups that no plan describes: a change that died half-way left them.
@@ -389,10 +404,10 @@ class ControlCycle:
     def _progress(self, p: Progress) -> None:
         self._tell(
             EventKind.PROGRESS,
-            f"{p.kind.value} at {p.server}{' done' if p.done else ''}{': ' + p.detail if p.detail else ''}",
+            f"{p.kind} at {p.server}{' done' if p.done else ''}{': ' + p.detail if p.detail else ''}",
             stage=p.stage,
             num_stages=p.num_stages,
-            action=p.kind.value,
+            action=p.kind,
             server=p.server,
             groups=list(p.groups),
             done=p.done,

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
-from epara_opt.control.ports import CommitSpec, GroupSpec, PeerSpec, RouteSpec, TenantSpec
+from epara_opt.control.ports import CommitSpec, FetchSpec, GroupSpec, HolderSpec, PeerSpec, RouteSpec, TenantSpec
 from epara_opt.domain.performance import evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import InputError, Violation
 from epara_opt.plan import Plan, Replica, Route
+
+MAX_HOLDERS = 16  # asked for one model by one server
+_NEAR = 256  # servers around one that are looked at for holders
 
 
 def servers_used(plan: Plan | None) -> frozenset[str]:
@@ -72,6 +76,36 @@ def group_specs(
     """Every group of these replicas (at one server, if named), in group order."""
     chosen = [r for r in replicas if server is None or r.server == server]
     return tuple(group_spec(tenants, topology, catalogue) for tenants in replicas_by_group(chosen).values())
+
+
+def fetch_specs(
+    server: str,
+    replicas: Iterable[Replica],
+    running: Iterable[Replica],
+    topology: Topology,
+    *,
+    down: frozenset[str] = frozenset(),
+) -> tuple[FetchSpec, ...]:
+    """Models that `server` needs for `replicas`, and who may have them: hosts of `running` first, nearest first.
+
+    After those every other executor nearby: its disk may have what it does not run. Where the server has a model
+    already it asks nobody.
+    """
+    hosts: dict[str, set[str]] = {}
+    for r in running:
+        if r.service in topology.services:
+            hosts.setdefault(topology.services[r.service].model.source, set()).add(r.server)
+    address = {s.name: s.address for s in topology.servers.values() if s.address and s.name not in down}
+    address.pop(server, None)
+    around = [s.server for s in islice(topology.explore(server, without=down - {server}).nearest(), _NEAR)]
+    near = [s for s in around if s in address]
+    specs: list[FetchSpec] = []
+    for source in sorted({topology.services[r.service].model.source for r in replicas}):
+        have = hosts.get(source, set()) & address.keys()
+        order = [s for s in near if s in have] + sorted(have.difference(near)) + [s for s in near if s not in have]
+        holders = tuple(HolderSpec(server=s, address=address[s]) for s in order[:MAX_HOLDERS])
+        specs.append(FetchSpec(source=source, holders=holders))
+    return tuple(specs)
 
 
 def _tenant_spec(r: Replica, topology: Topology, catalogue: ProfileCatalogue) -> TenantSpec:

@@ -21,6 +21,7 @@ class EventKind(StrEnum):
     PROGRESS = "progress"  # a call of the change
     APPLIED = "applied"
     REROUTED = "rerouted"  # routes changed, no replica moved
+    FETCHING = "fetching"  # the new plan waits for models to reach disks; nothing was changed for it
     FAILED = "failed"  # this cycle changed nothing; the next tries again
     RECORDED = "recorded"  # the cycle is in the store
     STOPPED = "stopped"

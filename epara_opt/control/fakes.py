@@ -15,6 +15,7 @@ from epara_opt.control.ports import (
     CommitSpec,
     ExecutorState,
     Fence,
+    FetchSpec,
     FleetState,
     GroupSpec,
     ReplicaObservation,
@@ -25,7 +26,7 @@ from epara_opt.domain.parallel import ParallelConfig
 from epara_opt.domain.performance import evaluate
 from epara_opt.domain.profile import ProfileCatalogue
 from epara_opt.domain.topology import Topology
-from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, StaleFence
+from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, ModelsOnTheWay, StaleFence
 from epara_opt.plan import Plan
 from epara_opt.problem import PlacementProblem
 
@@ -93,7 +94,7 @@ class FakeExecutor:
 class FakeFleet:
     """Executors in memory, addressed like real ones. Implements `ports.Fleet`.
 
-    calls: every prepare, commit and retire so far, as (method, server, what).
+    calls: every fetch, prepare, commit and retire so far, as (method, server, what).
     broken_laws: filled after every call with what no real edge may do: a route to a replica that is not live, a
         device over its memory.
     """
@@ -106,6 +107,7 @@ class FakeFleet:
         self.executors = {name: FakeExecutor(server=name) for name in self._server_at.values()}
         self.calls: list[tuple[str, str, tuple[str, ...]]] = []
         self.broken_laws: list[str] = []
+        self.missing: dict[tuple[str, str], int] = {}  # by server and source: fetches that will not be enough
         self._faults: dict[int, Callable[[str], FleetError | None]] = {}
 
     def ran(self, replica: str, *, rows: int, num_batches: int, ms: float) -> None:
@@ -161,6 +163,17 @@ class FakeFleet:
             else:
                 down[name] = "connection refused"
         return FleetState(executors=states, down=down)
+
+    def fetch(
+        self, address: str, models: tuple[FetchSpec, ...], fence: Fence, *, server: str, deadline_s: float
+    ) -> None:
+        """Every disk here has every model, unless `missing` says how many calls it takes until one is there."""
+        e = self._enter("fetch", address, tuple(m.source for m in models), fence)
+        for m in models:
+            left = self.missing.get((e.server, m.source), 0)
+            if left:
+                self.missing[e.server, m.source] = left - 1
+                raise ModelsOnTheWay(e.server, m.source)
 
     def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
         e = self._enter("prepare", address, tuple(g.group for g in groups), fence)

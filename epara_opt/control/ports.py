@@ -77,6 +77,22 @@ class GroupSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HolderSpec:
+    """An executor that may have a model's files."""
+
+    server: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSpec:
+    """A model that a server will need on its disk, and who to ask for it, in this order."""
+
+    source: str
+    holders: tuple[HolderSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSpec:
     """Where an executor sends work of one service that enters at it. Rates in requests (or frames) per second."""
 
@@ -200,6 +216,24 @@ class ReplicaObservation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchObservation:
+    """A model on its way to one executor's disk, or one that could not be had."""
+
+    source: str
+    state: str  # waiting | hashing (at the peer) | fetching | checking | failed
+    origin: str = ""  # server, or "hub"
+    done_bytes: int = 0
+    total_bytes: int = 0  # 0: not known yet
+    detail: str = ""  # why it failed
+
+    def __str__(self) -> str:
+        if self.state == "failed":
+            return f"{self.source}: {self.detail}"
+        amount = f" {self.done_bytes:,} of {self.total_bytes:,} bytes" if self.total_bytes else ""
+        return f"{self.source}: {self.state}{amount}{f' from {self.origin}' if self.origin else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorState:
     """What one executor reports."""
 
@@ -213,6 +247,9 @@ class ExecutorState:
     plan_json: str = ""  # only where asked for
     devices: tuple[DeviceObservation, ...] = ()  # those whose use could be measured
     draining: bool = False
+    fetches: tuple[FetchObservation, ...] = ()
+    model_bytes_received: int = 0  # of models, from peers and hub, since the process started
+    model_bytes_sent: int = 0  # to peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,13 +264,22 @@ class Fleet(Protocol):
     """Executors as the planner sees them. Each call returns or raises within its deadline.
 
     Raises ExecutorUnreachable (temporary), StaleFence (permanent), ExecutorRefused (says why).
-    Prepare, commit and retire are idempotent: repeating one with the same arguments changes nothing.
+    Fetch, prepare, commit and retire are idempotent: repeating one with the same arguments changes nothing.
     """
 
     def observe(
         self, servers: Mapping[str, str], *, with_plan: bool = False, with_histograms: bool = False
     ) -> FleetState:
         """Ask every executor (server name to address) for its state; those that fail are `down`, with the reason."""
+        ...
+
+    def fetch(
+        self, address: str, models: tuple[FetchSpec, ...], fence: Fence, *, server: str, deadline_s: float
+    ) -> None:
+        """Have models brought to the server's disk, beside whatever runs. Returns when all are there.
+
+        server: for errors. Raises ModelsOnTheWay (temporary) at the deadline: what is coming keeps coming.
+        """
         ...
 
     def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:

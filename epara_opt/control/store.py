@@ -44,7 +44,7 @@ class CycleRecord:
     started_at: float  # Unix time
     wall_s: float
     reason: str  # schedule | server down | server up | start
-    outcome: str  # applied | kept | rerouted | failed
+    outcome: str  # applied | kept | rerouted | fetching | failed
     generation: int  # of the plan in force afterwards; 0: none
     solver: str = ""
     stop: str = ""

@@ -1,5 +1,7 @@
 """One change under way: calls to executors stage by stage, and the way back.
 
+Before the first stage every server fetches the models it will need: nothing that serves notices.
+
 No executor routes to a replica before it is live, nor after it is gone, so one switch takes up to three rounds:
 
     open    hosts that gain replicas others will route to: old routes, old and new replicas live
@@ -9,11 +11,12 @@ No executor routes to a replica before it is live, nor after it is gone, so one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from epara_opt.control.deploy import address_of, commit_spec, group_specs
+from epara_opt.control.deploy import address_of, commit_spec, fetch_specs, group_specs
 from epara_opt.control.ports import CommitSpec, Fence, Fleet
 from epara_opt.control.transition import Stage
 from epara_opt.domain.profile import ProfileCatalogue
@@ -22,6 +25,7 @@ from epara_opt.errors import FleetError, StaleFence
 from epara_opt.plan import ActionKind, Plan, Predicted, Replica, Stop
 
 COMMIT_DEADLINE_S = 10.0  # one switch is bookkeeping at the executor; more means it is not there
+FETCH = "fetch"  # kind of a call before the first stage, for Progress
 MIN_CALL_S = 1.0  # every call gets at least this, so that a late rollback still has a chance
 
 
@@ -29,9 +33,9 @@ MIN_CALL_S = 1.0  # every call gets at least this, so that a late rollback still
 class Progress:
     """One call begun or done, for whoever draws bars."""
 
-    stage: int
+    stage: int  # 0: models are fetched
     num_stages: int
-    kind: ActionKind
+    kind: str  # a plan's ActionKind, or FETCH
     server: str
     groups: tuple[str, ...]
     done: bool
@@ -77,7 +81,7 @@ class Transaction:
         catalogue: ProfileCatalogue,
         fleet: Fleet,
         fence: Fence,
-        ends_at: float,
+        down: frozenset[str] = frozenset(),
         monotonic: Callable[[], float],
         max_parallel: int,
         on_progress: Callable[[Progress], None] | None,
@@ -91,7 +95,8 @@ class Transaction:
         self._catalogue = catalogue
         self._fleet = fleet
         self._fence = fence
-        self._ends_at = ends_at
+        self._down = down
+        self._ends_at = math.inf
         self._monotonic = monotonic
         self._max_parallel = max_parallel
         self._on_progress = on_progress
@@ -109,6 +114,32 @@ class Transaction:
                     self._spec(server, stage.target, stage.target.replicas)
         for server in sorted({r.server for r in self._goal.replicas}):
             self._spec(server, self._goal, self._goal.replicas)
+
+    def fetch(self, todo: Sequence[Stage], *, deadline_s: float) -> None:
+        """Have every server bring to its disk what it will prepare. Touches nothing that serves.
+
+        Raises the first failure (ModelsOnTheWay where the deadline came first): then nothing was changed.
+        """
+        running = self._before.replicas if self._before else ()
+        here = {(r.server, r.service) for r in running}
+        groups = {g for s in todo if s.kind is ActionKind.PREPARE for gs in s.groups.values() for g in gs}
+        coming: dict[str, list[Replica]] = {}
+        for r in self._plan.replicas:
+            if r.group in groups and (r.server, r.service) not in here:
+                coming.setdefault(r.server, []).append(r)
+        ends_at = self._monotonic() + deadline_s
+
+        def fetch(server: str, _: tuple[str, ...]) -> None:
+            models = fetch_specs(server, coming[server], running, self._topology, down=self._down)
+            left_s = max(MIN_CALL_S, ends_at - self._monotonic())
+            self._fleet.fetch(self._address(server), models, self._fence, server=server, deadline_s=left_s)
+
+        work = {s: tuple(sorted({r.group for r in rs})) for s, rs in coming.items()}
+        self._raise_first(self._each(None, work, fetch))
+
+    def must_end(self, ends_at: float) -> None:
+        """When the change itself must be through, by the clock given."""
+        self._ends_at = ends_at
 
     def do(self, stage: Stage) -> None:
         if stage.kind is ActionKind.PREPARE:
@@ -231,9 +262,9 @@ class Transaction:
         self._fleet.retire(self._address(server), groups, self._fence, deadline_s=self._left_s())
 
     def _each(
-        self, stage: Stage, work: Mapping[str, tuple[str, ...]], call: Callable[[str, tuple[str, ...]], None]
+        self, stage: Stage | None, work: Mapping[str, tuple[str, ...]], call: Callable[[str, tuple[str, ...]], None]
     ) -> dict[str, FleetError]:
-        """Call every server, side by side; what failed, by server."""
+        """Call every server, side by side; what failed, by server. stage: None while models are fetched."""
 
         def one(item: tuple[str, tuple[str, ...]]) -> FleetError | None:
             server, groups = item
@@ -254,13 +285,13 @@ class Transaction:
                 results = list(pool.map(one, items))
         return {server: e for (server, _), e in zip(items, results, strict=True) if e is not None}
 
-    def _tell(self, stage: Stage, server: str, groups: tuple[str, ...], *, done: bool, detail: str = "") -> None:
+    def _tell(self, stage: Stage | None, server: str, groups: tuple[str, ...], *, done: bool, detail: str = "") -> None:
         if self._on_progress is not None:
             self._on_progress(
                 Progress(
-                    stage=stage.number,
+                    stage=stage.number if stage else 0,
                     num_stages=self._num_stages,
-                    kind=stage.kind,
+                    kind=stage.kind if stage else FETCH,
                     server=server,
                     groups=groups,
                     done=done,

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from epara_opt.control.ports import ExecutorState, FleetState, ServiceObservation
+from epara_opt.control.ports import ExecutorState, FetchObservation, FleetState, ServiceObservation
 from epara_opt.domain.topology import Topology
 from epara_opt.plan import Plan
 from epara_opt.report.cells import cell, grid, share, spaced
@@ -32,6 +32,10 @@ def status_table(fleet: FleetState, topology: Topology, plan: Plan | None) -> Gr
     rows = [_executor(fleet, n, planned.get(n, 0), plan) for n in names if _is_expected(fleet, topology, n)]
     heads = ["Server", "State", "#Plan", "#Live", "#Planned", "#Queued", "#Arrived", "#SLO met", "#Offloaded"]
     parts = [grid("Executors; counts since each one's start", heads, rows), _observed(fleet)]
+    told = [(server, f) for server, e in sorted(fleet.executors.items()) for f in e.fetches]
+    fetches = [_fetch(server, f) for server, f in told if f.state != "failed"]
+    if fetches:
+        parts.append(grid("Models on their way", ["Server", "Model", "!State", "From", "#MB", "#Of MB"], fetches))
     troubles = [
         *([n, "executor", cell("down", "red"), why] for n, why in sorted(fleet.down.items())),
         *(
@@ -40,10 +44,16 @@ def status_table(fleet: FleetState, topology: Topology, plan: Plan | None) -> Gr
             for r in e.replicas
             if r.state == "failed"
         ),
+        *([server, f.source, cell("no model", "red"), f.detail] for server, f in told if f.state == "failed"),
     ]
     if troubles:
         parts.append(grid("Troubles", ["Server", "What", "!State", "Detail"], troubles))
     return spaced(parts)
+
+
+def _fetch(server: str, f: FetchObservation) -> list[Text | str]:
+    total = f"{f.total_bytes / 1e6:,.1f}" if f.total_bytes else "–"
+    return [server, f.source, cell(f.state, "yellow"), f.origin or "–", f"{f.done_bytes / 1e6:,.1f}", total]
 
 
 def _is_expected(fleet: FleetState, topology: Topology, name: str) -> bool:

@@ -7,6 +7,7 @@ the stale-fence mark -> StaleFence (never again); anything else -> ExecutorRefus
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -15,12 +16,20 @@ from typing import Any, TypeVar
 import grpc
 
 from epara_executors.rpc import epara_pb2 as pb
-from epara_executors.rpc.convert import commit_to_pb, fence_to_pb, group_to_pb, state_from_pb
+from epara_executors.rpc.convert import (
+    commit_to_pb,
+    fence_to_pb,
+    fetch_from_pb,
+    fetch_spec_to_pb,
+    group_to_pb,
+    state_from_pb,
+)
 from epara_executors.rpc.epara_pb2_grpc import ExecutorControlStub
-from epara_opt.control.ports import CommitSpec, ExecutorState, Fence, FleetState, GroupSpec
-from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, StaleFence
+from epara_opt.control.ports import CommitSpec, ExecutorState, Fence, FetchSpec, FleetState, GroupSpec
+from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, ModelsOnTheWay, StaleFence
 
 OBSERVE_DEADLINE_S = 3.0
+FETCH_POLL_S = 5.0  # how long one call waits for models: an executor that is gone is noticed in about that time
 MAX_PARALLEL = 32
 REASON_KEY = "epara-reason"  # agent/control_plane.py sets it
 STALE_FENCE = "stale-fence"
@@ -93,6 +102,25 @@ class GrpcFleet:
     def describe(self, address: str, *, deadline_s: float = OBSERVE_DEADLINE_S) -> pb.DescribeResponse:
         """Who is there, and what devices it drives."""
         return self._call(address, lambda stub: stub.Describe(pb.DescribeRequest(), timeout=deadline_s))
+
+    def fetch(
+        self, address: str, models: tuple[FetchSpec, ...], fence: Fence, *, server: str, deadline_s: float
+    ) -> None:
+        """Have models brought to the server's disk. Returns when they are there, or raises ModelsOnTheWay."""
+        request = pb.FetchRequest(fence=fence_to_pb(fence), models=[fetch_spec_to_pb(m) for m in models])
+        ends_at = time.monotonic() + deadline_s
+
+        def ask(stub: Any) -> pb.FetchResponse:
+            return stub.Fetch(request, timeout=request.wait_ms / 1000.0 + self._observe_deadline_s)
+
+        while True:
+            left_s = ends_at - time.monotonic()
+            request.wait_ms = max(1, int(1000 * min(FETCH_POLL_S, left_s)))
+            left = self._call(address, ask, server=server).left
+            if not left:
+                return
+            if left_s <= FETCH_POLL_S:
+                raise ModelsOnTheWay(server, "; ".join(str(fetch_from_pb(f)) for f in left))
 
     def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
         """Load and warm up groups beside what runs. Returns when all are ready."""

@@ -76,6 +76,7 @@ def test_counts_equal_what_was_sent(echo_edge, scraped, ones):
     assert of(seen, "epara_queue_length", **ECHO) == of(seen, "epara_in_flight_requests", **ECHO) == 0
     assert of(seen, "epara_replica_ready", **ECHO) == 1
     assert of(seen, "epara_replica_memory_bytes", **ECHO) == 2**20
+    assert of(seen, "epara_model_bytes_received_total") == of(seen, "epara_model_bytes_sent_total") == 0
     assert of(seen, "epara_group_restarts_total", group="g0") == 0
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 
 from epara_opt.control.apply import Applied, apply
+from epara_opt.control.deploy import fetch_specs
 from epara_opt.control.fake_planner import FirstFitPlanner, small_edge
-from epara_opt.control.fakes import FakeFleet
-from epara_opt.control.ports import Fence
+from epara_opt.control.fakes import FakeClock, FakeFleet
+from epara_opt.control.ports import Fence, FetchSpec, GroupSpec
 from epara_opt.control.transaction import PartlyApplied, Progress
 from epara_opt.control.transition import stages
 from epara_opt.domain.service import Demand
-from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, InputError, StaleFence
+from epara_opt.errors import ExecutorRefused, ExecutorUnreachable, FleetError, InputError, ModelsOnTheWay, StaleFence
 from epara_opt.plan import ActionKind, Plan
 from epara_opt.problem import build_problem
 
@@ -180,6 +181,70 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
 def test_an_older_plan_is_stale() -> None:
     with pytest.raises(StaleFence, match="generation 1 is older than 2"):
         apply(FIRST, BESIDE, TOPOLOGY, CATALOGUE, fleet_with(None), fence(1))
+
+
+def test_models_are_fetched_before_anything_else_and_while_they_come_nothing_is_touched() -> None:
+    fleet = fleet_with(FIRST)
+    before = serving(fleet)
+    fleet.missing["b", "models/seg"] = 1
+    with pytest.raises(ModelsOnTheWay, match="executor of b is still fetching: models/seg"):
+        apply(BESIDE, FIRST, TOPOLOGY, CATALOGUE, fleet, fence(2), max_parallel=1)
+    assert {c[0] for c in fleet.calls} == {"fetch"}
+    assert serving(fleet) == before
+    fleet.calls.clear()
+    apply(BESIDE, FIRST, TOPOLOGY, CATALOGUE, fleet, fence(3), max_parallel=1)
+    kinds = [c[0] for c in fleet.calls]
+    assert "fetch" in kinds
+    assert "fetch" not in kinds[kinds.index("prepare") :]
+    assert replicas_live(fleet) == {r.id for r in BESIDE.replicas}
+
+
+def test_only_models_that_come_to_a_server_are_fetched() -> None:
+    fleet = fleet_with(FIRST)
+    apply(BESIDE, FIRST, TOPOLOGY, CATALOGUE, fleet, fence(2), max_parallel=1)
+    here = {(r.server, TOPOLOGY.services[r.service].model.source) for r in FIRST.replicas}
+    asked = {(server, source) for kind, server, what in fleet.calls if kind == "fetch" for source in what}
+    assert asked
+    assert not asked & here
+
+
+def test_time_for_fetching_is_not_taken_from_the_change() -> None:
+    class Slow(FakeFleet):
+        def fetch(
+            self, address: str, models: tuple[FetchSpec, ...], fence: Fence, *, server: str, deadline_s: float
+        ) -> None:
+            super().fetch(address, models, fence, server=server, deadline_s=deadline_s)
+            clock.advance(1000.0)
+            given["fetch"] = deadline_s
+
+        def prepare(self, address: str, groups: tuple[GroupSpec, ...], fence: Fence, *, deadline_s: float) -> None:
+            super().prepare(address, groups, fence, deadline_s=deadline_s)
+            given["prepare"] = deadline_s
+
+    clock, given = FakeClock(), dict[str, float]()
+    fleet = Slow(TOPOLOGY, CATALOGUE)
+    done = apply(
+        FIRST, None, TOPOLOGY, CATALOGUE, fleet, fence(1), deadline_s=5.0, fetch_deadline_s=5000.0, max_parallel=1,
+        monotonic=clock.monotonic,
+    )  # fmt: skip
+    assert given["prepare"] == 5.0
+    assert given["fetch"] > 5.0
+    assert done.fetch_s >= 1000.0
+    assert done.wall_s == 0.0
+
+
+def test_holders_are_hosts_first_and_nearest_first_and_none_that_is_down() -> None:
+    (spec,) = fetch_specs("c", [r for r in FIRST.replicas if r.service == "label"], FIRST.replicas, TOPOLOGY)
+    hosts = {r.server for r in FIRST.replicas if r.service == "label"} - {"c"}
+    assert spec.source == "models/label"
+    names = [h.server for h in spec.holders]
+    assert set(names) == {"a", "b"}
+    assert set(names[: len(hosts)]) == hosts
+    rtt = {n: path.rtt_ms for n in names if (path := TOPOLOGY.path("c", n))}
+    assert sorted(names[: len(hosts)], key=lambda n: rtt[n]) == names[: len(hosts)]
+    assert {h.address for h in spec.holders} == {TOPOLOGY.servers[n].address for n in names}
+    (spec,) = fetch_specs("c", FIRST.replicas[:1], (), TOPOLOGY, down=frozenset({"a"}))
+    assert [h.server for h in spec.holders] == ["b"]
 
 
 def test_progress_tells_every_call_begun_and_done() -> None:

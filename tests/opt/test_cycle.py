@@ -129,6 +129,34 @@ def test_a_server_down_is_confirmed_by_two_observations_and_replanned_around(edg
     assert edge.fleet.broken_laws == []
 
 
+def test_while_models_are_on_their_way_what_runs_serves_by_other_routes_and_a_later_cycle_goes_on(edge: Edge) -> None:
+    edge.step()
+    edge.fleet.crash("a")
+    edge.second()
+    edge.second()
+    edge.fleet.missing = {("b", "models/label"): 1, ("c", "models/label"): 1}
+    assert edge.step() == "fetching"
+    assert edge.in_line()
+    assert edge.cycle.in_force is not None
+    assert {r.server for r in edge.cycle.in_force.replicas} == {"c"}  # what stands, and routes to nothing else
+    assert {e.generation for e in edge.fleet.executors.values() if e.up} == {edge.cycle.in_force.generation}
+    (told,) = (e for e in edge.events if e.kind is EventKind.FETCHING)
+    assert told.message.endswith("is still fetching: models/label; a later cycle goes on")
+    assert "models/label" in edge.store.history()[-1].error
+    assert edge.step() == "applied"
+    assert edge.in_line()
+    assert any(i.startswith("label@") for i in edge.live())
+    assert edge.fleet.broken_laws == []
+
+
+def test_a_first_plan_waits_for_its_models_too(edge: Edge) -> None:
+    edge.fleet.missing = {("a", "models/label"): 1}
+    assert edge.step() == "fetching"
+    assert edge.live() == set()
+    assert edge.step() == "applied"
+    assert edge.served_services() == {"label", "seg"}
+
+
 def test_a_server_back_with_its_old_plan_is_brought_in_line(edge: Edge) -> None:
     edge.step()
     edge.fleet.crash("a")

@@ -186,8 +186,8 @@ def test_after_a_failure_at_any_call_exactly_one_plan_is_live_and_nobody_else_is
 def test_an_addition_that_cannot_be_taken_back_leaves_its_server_to_be_told_again() -> None:
     before, after = CHANGES["comes"]
     fleet = running(before)
-    fleet.fail_at(1, lambda s: ExecutorRefused(s, "out of memory"))
-    fleet.fail_at(2, lambda s: ExecutorUnreachable(s, "deadline"))
+    fleet.fail_at(3, lambda s: ExecutorRefused(s, "out of memory"))
+    fleet.fail_at(4, lambda s: ExecutorUnreachable(s, "deadline"))
     with pytest.raises(PartlyApplied) as caught:
         bring(fleet, after, before)
     assert caught.value.in_force == before
@@ -204,7 +204,7 @@ def test_what_a_planner_that_died_had_prepared_is_found_and_its_server_told_agai
     def die(server: str) -> FleetError | None:
         raise Died
 
-    fleet.fail_at(1, die)
+    fleet.fail_at(3, die)
     with pytest.raises(Died):
         bring(fleet, after, before)
     found = reconcile(before, fleet.observe(addresses(TOPOLOGY), with_plan=True), TOPOLOGY)

@@ -506,3 +506,21 @@ def test_an_edge_whose_services_were_never_measured_is_planned_with_reasons(epar
     assert done.code == 0
     assert done.json["replicas"] == []
     assert {u["code"] for u in done.json["unserved"]} == {"no_profile"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--model-cache-gib", "0", "model_cache_gib: expected a finite number > 0, got 0.0"),
+        (
+            "--model-bandwidth-mbps",
+            "0.5",
+            "model_bandwidth_mbps: expected 0 (no cap), or a finite number >= 1, got 0.5",
+        ),
+        ("--model-bandwidth-mbps", "nan", "got nan"),
+    ],
+)
+def test_limits_for_models_that_cannot_be_are_refused(epara, option, value, words):
+    done = epara("executor", "--server", "shop-a", "--listen", "127.0.0.1:0", option, value)
+    assert done.code == 2
+    assert words in done.err

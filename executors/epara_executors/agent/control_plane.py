@@ -12,10 +12,19 @@ import grpc
 
 from epara_executors.agent.devices import DeviceSlot
 from epara_executors.agent.executor import Executor
+from epara_executors.agent.logistics import Logistics
 from epara_executors.agent.peers import Peers
 from epara_executors.agent.state import StateReader
 from epara_executors.rpc import epara_pb2 as pb
-from epara_executors.rpc.convert import commit_from_pb, fence_from_pb, fence_to_pb, group_from_pb, state_to_pb
+from epara_executors.rpc.convert import (
+    commit_from_pb,
+    fence_from_pb,
+    fence_to_pb,
+    fetch_spec_from_pb,
+    fetch_to_pb,
+    group_from_pb,
+    state_to_pb,
+)
 from epara_executors.rpc.epara_pb2_grpc import ExecutorControlServicer, ExecutorPeerServicer
 from epara_opt.domain.service import Task
 from epara_opt.errors import ExecutorRefused, StaleFence
@@ -37,6 +46,7 @@ class ControlPlane(ExecutorControlServicer):
         executor: Executor,
         peers: Peers,
         reader: StateReader,
+        logistics: Logistics,
         *,
         devices: Sequence[DeviceSlot],
         leave: Callable[[], None],
@@ -45,6 +55,7 @@ class ControlPlane(ExecutorControlServicer):
         self._executor = executor
         self._peers = peers
         self._reader = reader
+        self._logistics = logistics
         self._devices = devices
         self._leave = leave
 
@@ -60,6 +71,16 @@ class ControlPlane(ExecutorControlServicer):
             tasks=[t.value for t in Task],
         )
 
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:  # noqa: N802
+        fence = fence_from_pb(request.fence)
+        models = [fetch_spec_from_pb(m) for m in request.models]
+        try:
+            await self._executor.pass_fence(fence)
+            left = await self._logistics.fetch(models, fence, wait_s=request.wait_ms / 1000.0)
+        except (StaleFence, ExecutorRefused) as e:
+            await _refuse(context, e)
+        return pb.FetchResponse(left=[fetch_to_pb(f) for f in left])
+
     async def Prepare(self, request: pb.PrepareRequest, context: Context) -> pb.PrepareResponse:  # noqa: N802
         try:
             await self._executor.prepare([group_from_pb(g) for g in request.groups], fence_from_pb(request.fence))
@@ -69,6 +90,7 @@ class ControlPlane(ExecutorControlServicer):
 
     async def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:  # noqa: N802
         try:
+            await self._logistics.used()
             await self._executor.commit(commit_from_pb(request), fence_from_pb(request.fence))
         except (StaleFence, ExecutorRefused) as e:
             await _refuse(context, e)

@@ -72,7 +72,7 @@ class Executor:
     def generation(self) -> int:
         return self._memory.committed_fence.generation
 
-    async def _pass_fence(self, fence: Fence) -> None:
+    async def pass_fence(self, fence: Fence) -> None:
         """Let the call through or raise StaleFence; a newer fence is remembered before anything else happens."""
         if older(fence, self.seen):
             raise StaleFence(
@@ -100,7 +100,7 @@ class Executor:
 
         A failure unloads what this call started, and nothing else.
         """
-        await self._pass_fence(fence)
+        await self.pass_fence(fence)
         for spec in specs:
             self._check(spec)
         started: list[DeviceGroup] = []
@@ -172,7 +172,7 @@ class Executor:
     async def commit(self, spec: CommitSpec, fence: Fence) -> None:
         """Switch routes and live groups at once. Every group must be prepared (or live already)."""
         async with self._changing:
-            await self._pass_fence(fence)
+            await self.pass_fence(fence)
             if spec.server != self.server:
                 raise ExecutorRefused(self.server, f"server: expected {self.server}, got {spec.server}")
             for g in spec.groups:
@@ -207,7 +207,7 @@ class Executor:
 
     async def retire(self, names: Sequence[str], fence: Fence) -> None:
         """Drain groups that the committed plan does not use, then unload them. Unknown ones are gone already."""
-        await self._pass_fence(fence)
+        await self.pass_fence(fence)
         used = {g.group for g in self.committed.groups} if self.committed else set[str]()
         clash = sorted(used.intersection(names))
         if clash:
@@ -252,6 +252,14 @@ class Executor:
         await asyncio.gather(*(g.stop() for g in self.groups.values()))
 
     # State
+
+    def sources(self) -> set[str]:
+        """Models of everything that is loaded here, or will be by the committed plan."""
+        specs = [r.spec for g in self.groups.values() for r in g.replicas.values()]
+        specs += [t for g in self.groups.values() for t in g.spec.tenants]
+        committed = self._memory.committed
+        specs += [t for g in committed.groups for t in g.tenants] if committed else []
+        return {t.source for t in specs}
 
     def in_flight(self) -> int:
         return sum(g.queued(r) for g in self.groups.values() for r in g.replicas.values())

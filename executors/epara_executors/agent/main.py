@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -24,6 +25,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,6 +48,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 DRAIN_GRACE_S = 30.0
+DEFAULT_CACHE_GIB = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,10 @@ class AgentOptions:
     worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
     drain_grace_s: float = DRAIN_GRACE_S
     metrics: str = ""  # HOST:PORT to be scraped at; port 0: the system chooses; empty: nowhere
+    model_cache: Path | None = None  # fetched models are kept here; None: in the state directory
+    model_cache_gib: float = DEFAULT_CACHE_GIB  # at most
+    model_bandwidth_mbps: float = 0.0  # for fetching models, and again for giving them; 0: no cap
+    serve_models: bool = False  # whether peers may read models' files
 
     def __post_init__(self) -> None:
         _check_address("listen", self.listen)
@@ -76,6 +84,16 @@ class AgentOptions:
             raise InputError(
                 Violation(path="threads_per_device", law="expected >= 1", value=str(self.threads_per_device))
             )
+        if not 0 < self.model_cache_gib < math.inf:
+            law = "expected a finite number > 0"
+            raise InputError(Violation(path="model_cache_gib", law=law, value=str(self.model_cache_gib)))
+        if self.model_bandwidth_mbps != 0 and not 1 <= self.model_bandwidth_mbps < math.inf:
+            law = "expected 0 (no cap), or a finite number >= 1"
+            raise InputError(Violation(path="model_bandwidth_mbps", law=law, value=str(self.model_bandwidth_mbps)))
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.model_cache or self.state_dir / "models"
 
 
 def _check_address(path: str, address: str) -> None:
@@ -128,7 +146,9 @@ def launcher_of(options: AgentOptions) -> WorkerLauncher:
         return EchoLauncher()
     from epara_executors.agent.torch_launcher import TorchLauncher
 
-    return TorchLauncher(options.model_root, threads_per_device=options.threads_per_device)
+    return TorchLauncher(
+        options.model_root, threads_per_device=options.threads_per_device, model_cache=options.cache_folder
+    )
 
 
 async def _serve(options: AgentOptions) -> int:
@@ -154,23 +174,45 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     from epara_executors.agent.devices import find_devices, limits, parse_devices
     from epara_executors.agent.energy import find_energy_reader
     from epara_executors.agent.executor import Executor
+    from epara_executors.agent.file_plane import FilePlane
     from epara_executors.agent.handler import RequestHandler
+    from epara_executors.agent.logistics import Logistics
     from epara_executors.agent.peers import Peers
     from epara_executors.agent.persistence import CommittedStore
     from epara_executors.agent.state import StateReader
     from epara_executors.rpc import epara_pb2_grpc, open_inference_pb2_grpc
     from epara_executors.rpc.by_name import ByName
     from epara_executors.rpc.reflect import add_reflection
+    from epara_executors.weights.bucket import TokenBucket
+    from epara_executors.weights.cache import ModelCache
+    from epara_executors.weights.fetch import Fetcher
+    from epara_executors.weights.offer import Offer
 
     devices = parse_devices(options.devices) if options.devices else find_devices()
     max_devices = limits(devices)
     if not options.devices:
         del max_devices["cpu"]  # slots are the topology's notion
     store = CommittedStore(options.state_dir)
+    cache = ModelCache(options.cache_folder, max_bytes=int(options.model_cache_gib * 2**30))
     sockets = Path(tempfile.mkdtemp(prefix="epara-"))  # short: a Unix socket's path has at most 107 bytes
     executor = Executor(options.server, launcher=launcher, store=store, socket_dir=sockets, max_devices=max_devices)
     peers = Peers(executor)
-    reader = StateReader(executor, energy=find_energy_reader())
+    bytes_per_s = options.model_bandwidth_mbps * 1e6 / 8
+    stop = threading.Event()
+    logistics = Logistics(
+        options.server,
+        model_root=options.model_root,
+        cache=cache,
+        fetcher=Fetcher(cache, bytes_per_s=bytes_per_s, allow_hub=options.allow_remote_hub, stop=stop),
+        stop=stop,
+        running=executor.sources,
+        needs_files=lambda source: options.worker == "torch" or not source.startswith("echo"),
+    )
+    files: FilePlane | None = None
+    if options.serve_models:
+        bucket = TokenBucket(bytes_per_s, burst_bytes=2**20, clock=time.monotonic)
+        files = FilePlane(Offer(options.model_root, cache), bucket)
+    reader = StateReader(executor, energy=find_energy_reader(), logistics=logistics, files=files)
     handler = RequestHandler(executor, peers, rng=random.Random())
     message_limits = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -183,13 +225,16 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     named: Any = ByName(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, named)
     await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    control = ControlPlane(executor, peers, reader, devices=devices, leave=leave.set)
+    control = ControlPlane(executor, peers, reader, logistics, devices=devices, leave=leave.set)
     add: Any = open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
     add(DataPlane(executor, handler, peers), named)
     add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
     add(control, named)
     add = epara_pb2_grpc.add_ExecutorPeerServicer_to_server
     add(PeerPlane(peers), named)
+    if files is not None:
+        add = epara_pb2_grpc.add_ExecutorFilesServicer_to_server
+        add(files, named)
     add_reflection(server)
     background: list[asyncio.Task[Any]] = []
     http: HttpServer | None = None
@@ -221,6 +266,9 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
             task.add_done_callback(_report)
         await leave.wait()
         executor.draining = True
+        logistics.leave()
+        if files is not None:
+            files.leave()
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await asyncio.gather(server.stop(options.drain_grace_s), *([http.stop()] if http is not None else []))
     finally:
@@ -231,6 +279,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await logistics.close()
         await executor.stop()
         await peers.close()
         if metrics is not None:
@@ -279,6 +328,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
     parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="be scraped there; default: nowhere")
+    parser.add_argument("--model-cache", type=Path, metavar="DIR", help="default: in the state directory")
+    parser.add_argument("--model-cache-gib", type=float, default=DEFAULT_CACHE_GIB, metavar="GIB")
+    parser.add_argument("--model-bandwidth-mbps", type=float, default=0.0, metavar="MBIT/S", help="0: no cap")
+    parser.add_argument("--serve-models", action="store_true", help="let peers read models' files")
     given = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
@@ -297,6 +350,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 worker=given.worker,
                 drain_grace_s=given.drain_grace,
                 metrics=given.metrics,
+                model_cache=given.model_cache,
+                model_cache_gib=given.model_cache_gib,
+                model_bandwidth_mbps=given.model_bandwidth_mbps,
+                serve_models=given.serve_models,
             )
         )
     except EparaError as e:

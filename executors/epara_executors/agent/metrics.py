@@ -49,6 +49,11 @@ class StateCollector(Collector):
         yield InfoMetricFamily("epara_executor", "Which executor this is.", about)
         yield _gauge("epara_executor_draining", "1 while it takes no new work.", (), [((), state.draining)])
         yield _gauge("epara_plan_generation", "Of the plan in force; 0: none.", (), [((), state.generation)])
+        for name, meaning, num_bytes in (
+            ("epara_model_bytes_received_total", "Of models' files, from peers and hub.", state.model_bytes_received),
+            ("epara_model_bytes_sent_total", "Of models' files, to peers.", state.model_bytes_sent),
+        ):
+            yield _counter(name, meaning, (), [((), num_bytes)])
 
 
 def _services(state: ExecutorState) -> Iterable[Metric]:

@@ -11,7 +11,9 @@ import time
 
 from epara_executors.agent.energy import EnergyReader
 from epara_executors.agent.executor import Executor
+from epara_executors.agent.file_plane import FilePlane
 from epara_executors.agent.group import DeviceGroup
+from epara_executors.agent.logistics import Logistics
 from epara_executors.agent.replica import Replica
 from epara_executors.agent.window import Window
 from epara_opt.control.ports import DeviceObservation, ExecutorState, ReplicaObservation, ServiceObservation
@@ -22,8 +24,17 @@ LOOK_EVERY_S = 1.0
 class StateReader:
     """Of one executor, on its event loop. `run` keeps rates and energy fresh until cancelled."""
 
-    def __init__(self, executor: Executor, *, energy: EnergyReader | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        energy: EnergyReader | None = None,
+        logistics: Logistics | None = None,
+        files: FilePlane | None = None,  # where files are given to peers
+    ) -> None:
         self._executor = executor
+        self._logistics = logistics
+        self._files = files
         self._energy = energy
         self._window = Window()
         self._devices: tuple[DeviceObservation, ...] = ()
@@ -68,6 +79,9 @@ class StateReader:
             plan_json=committed.plan_json if with_plan and committed else "",
             devices=self._devices,
             draining=executor.draining,
+            fetches=self._logistics.observations() if self._logistics is not None else (),
+            model_bytes_received=self._logistics.received_bytes if self._logistics is not None else 0,
+            model_bytes_sent=self._files.sent_bytes if self._files is not None else 0,
         )
 
     def _services(self, now: float, *, with_histograms: bool, with_recent: bool) -> tuple[ServiceObservation, ...]:

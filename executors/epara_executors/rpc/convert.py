@@ -138,6 +138,37 @@ def commit_from_pb(m: pb.CommitRequest) -> ports.CommitSpec:
     )
 
 
+def fetch_spec_to_pb(f: ports.FetchSpec) -> pb.FetchSpec:
+    return pb.FetchSpec(source=f.source, holders=[pb.HolderSpec(server=h.server, address=h.address) for h in f.holders])
+
+
+def fetch_spec_from_pb(m: pb.FetchSpec) -> ports.FetchSpec:
+    holders = tuple(ports.HolderSpec(server=h.server, address=h.address) for h in m.holders)
+    return ports.FetchSpec(source=m.source, holders=holders)
+
+
+def fetch_to_pb(f: ports.FetchObservation) -> pb.FetchState:
+    return pb.FetchState(
+        source=f.source,
+        state=f.state,
+        origin=f.origin,
+        done_bytes=f.done_bytes,
+        total_bytes=f.total_bytes,
+        detail=f.detail,
+    )
+
+
+def fetch_from_pb(m: pb.FetchState) -> ports.FetchObservation:
+    return ports.FetchObservation(
+        source=m.source,
+        state=m.state,
+        origin=m.origin,
+        done_bytes=m.done_bytes,
+        total_bytes=m.total_bytes,
+        detail=m.detail,
+    )
+
+
 def histogram_to_pb(h: ports.Histogram) -> pb.Histogram:
     return pb.Histogram(bounds=h.bounds, counts=h.counts, sum=h.sum)
 
@@ -260,6 +291,9 @@ def state_to_pb(state: ports.ExecutorState) -> pb.StateResponse:
         plan_json=state.plan_json,
         devices=[pb.DeviceState(kind=d.kind, index=d.index, name=d.name, energy_j=d.energy_j) for d in state.devices],
         draining=state.draining,
+        fetches=[fetch_to_pb(f) for f in state.fetches],
+        model_bytes_received=state.model_bytes_received,
+        model_bytes_sent=state.model_bytes_sent,
     )
 
 
@@ -277,4 +311,7 @@ def state_from_pb(m: pb.StateResponse) -> ports.ExecutorState:
             ports.DeviceObservation(kind=d.kind, index=d.index, name=d.name, energy_j=d.energy_j) for d in m.devices
         ),
         draining=m.draining,
+        fetches=tuple(fetch_from_pb(f) for f in m.fetches),
+        model_bytes_received=m.model_bytes_received,
+        model_bytes_sent=m.model_bytes_sent,
     )

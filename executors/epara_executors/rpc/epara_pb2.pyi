@@ -127,6 +127,102 @@ class PeerSpec(_message.Message):
     capacity_per_s: float
     def __init__(self, service: _Optional[str] = ..., server: _Optional[str] = ..., address: _Optional[str] = ..., network_ms: _Optional[float] = ..., capacity_per_s: _Optional[float] = ...) -> None: ...
 
+class HolderSpec(_message.Message):
+    __slots__ = ("server", "address")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    address: str
+    def __init__(self, server: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class FetchSpec(_message.Message):
+    __slots__ = ("source", "holders")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    holders: _containers.RepeatedCompositeFieldContainer[HolderSpec]
+    def __init__(self, source: _Optional[str] = ..., holders: _Optional[_Iterable[_Union[HolderSpec, _Mapping]]] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("fence", "models", "wait_ms")
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    fence: Fence
+    models: _containers.RepeatedCompositeFieldContainer[FetchSpec]
+    wait_ms: int
+    def __init__(self, fence: _Optional[_Union[Fence, _Mapping]] = ..., models: _Optional[_Iterable[_Union[FetchSpec, _Mapping]]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class FetchState(_message.Message):
+    __slots__ = ("source", "state", "origin", "done_bytes", "total_bytes", "detail")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    state: str
+    origin: str
+    done_bytes: int
+    total_bytes: int
+    detail: str
+    def __init__(self, source: _Optional[str] = ..., state: _Optional[str] = ..., origin: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("left",)
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    left: _containers.RepeatedCompositeFieldContainer[FetchState]
+    def __init__(self, left: _Optional[_Iterable[_Union[FetchState, _Mapping]]] = ...) -> None: ...
+
+class ManifestRequest(_message.Message):
+    __slots__ = ("source",)
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    def __init__(self, source: _Optional[str] = ...) -> None: ...
+
+class ManifestResponse(_message.Message):
+    __slots__ = ("ready", "files", "hashed_bytes", "total_bytes")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    HASHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ready: bool
+    files: _containers.RepeatedCompositeFieldContainer[FileEntry]
+    hashed_bytes: int
+    total_bytes: int
+    def __init__(self, ready: bool = ..., files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., hashed_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class FileEntry(_message.Message):
+    __slots__ = ("name", "size_bytes", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class ReadRequest(_message.Message):
+    __slots__ = ("source", "revision", "name", "offset", "length")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    revision: str
+    name: str
+    offset: int
+    length: int
+    def __init__(self, source: _Optional[str] = ..., revision: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class FilePiece(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class PrepareRequest(_message.Message):
     __slots__ = ("fence", "groups")
     FENCE_FIELD_NUMBER: _ClassVar[int]
@@ -294,7 +390,7 @@ class ReplicaState(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., group: _Optional[str] = ..., service: _Optional[str] = ..., state: _Optional[str] = ..., queued: _Optional[int] = ..., served: _Optional[int] = ..., busy_s: _Optional[float] = ..., mean_batch: _Optional[float] = ..., batch_ms: _Optional[float] = ..., detail: _Optional[str] = ..., waiting: _Optional[int] = ..., arrived: _Optional[int] = ..., arrived_per_s: _Optional[float] = ..., busy_share: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., restarts: _Optional[int] = ..., batch_times: _Optional[_Iterable[_Union[BatchTime, _Mapping]]] = ..., queue_s: _Optional[_Union[Histogram, _Mapping]] = ..., service_s: _Optional[_Union[Histogram, _Mapping]] = ..., e2e_s: _Optional[_Union[Histogram, _Mapping]] = ..., first_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., per_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., batch_rows: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
 
 class StateResponse(_message.Message):
-    __slots__ = ("server", "incarnation", "fence", "at", "services", "replicas", "plan_json", "devices", "draining")
+    __slots__ = ("server", "incarnation", "fence", "at", "services", "replicas", "plan_json", "devices", "draining", "fetches", "model_bytes_received", "model_bytes_sent")
     SERVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +400,9 @@ class StateResponse(_message.Message):
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    FETCHES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     server: str
     incarnation: str
     fence: Fence
@@ -313,7 +412,10 @@ class StateResponse(_message.Message):
     plan_json: str
     devices: _containers.RepeatedCompositeFieldContainer[DeviceState]
     draining: bool
-    def __init__(self, server: _Optional[str] = ..., incarnation: _Optional[str] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., at: _Optional[float] = ..., services: _Optional[_Iterable[_Union[ServiceState, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaState, _Mapping]]] = ..., plan_json: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., draining: bool = ...) -> None: ...
+    fetches: _containers.RepeatedCompositeFieldContainer[FetchState]
+    model_bytes_received: int
+    model_bytes_sent: int
+    def __init__(self, server: _Optional[str] = ..., incarnation: _Optional[str] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., at: _Optional[float] = ..., services: _Optional[_Iterable[_Union[ServiceState, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaState, _Mapping]]] = ..., plan_json: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., draining: bool = ..., fetches: _Optional[_Iterable[_Union[FetchState, _Mapping]]] = ..., model_bytes_received: _Optional[int] = ..., model_bytes_sent: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("exit", "timeout_ms")

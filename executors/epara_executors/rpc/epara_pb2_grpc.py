@@ -41,6 +41,11 @@ class ExecutorControlStub(object):
                 request_serializer=epara__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=epara__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Fetch = channel.unary_unary(
+                '/epara.v1.ExecutorControl/Fetch',
+                request_serializer=epara__pb2.FetchRequest.SerializeToString,
+                response_deserializer=epara__pb2.FetchResponse.FromString,
+                _registered_method=True)
         self.Prepare = channel.unary_unary(
                 '/epara.v1.ExecutorControl/Prepare',
                 request_serializer=epara__pb2.PrepareRequest.SerializeToString,
@@ -75,6 +80,14 @@ class ExecutorControlServicer(object):
 
     def Describe(self, request, context):
         """Who is this, and what devices does it drive.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """Bring models to this server's disk while everything serves on; answers after wait_ms at the latest with what is
+        still on its way, which goes on. Fenced and idempotent like Prepare.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +135,11 @@ def add_ExecutorControlServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=epara__pb2.DescribeRequest.FromString,
                     response_serializer=epara__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Fetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=epara__pb2.FetchRequest.FromString,
+                    response_serializer=epara__pb2.FetchResponse.SerializeToString,
             ),
             'Prepare': grpc.unary_unary_rpc_method_handler(
                     servicer.Prepare,
@@ -178,6 +196,33 @@ class ExecutorControl(object):
             '/epara.v1.ExecutorControl/Describe',
             epara__pb2.DescribeRequest.SerializeToString,
             epara__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/epara.v1.ExecutorControl/Fetch',
+            epara__pb2.FetchRequest.SerializeToString,
+            epara__pb2.FetchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -392,6 +437,126 @@ class ExecutorPeer(object):
             '/epara.v1.ExecutorPeer/Sync',
             epara__pb2.SyncMessage.SerializeToString,
             epara__pb2.SyncMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ExecutorFilesStub(object):
+    """Files of models, from executors that give them (--serve-models). Names are relative to a model's folder.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Manifest = channel.unary_unary(
+                '/epara.v1.ExecutorFiles/Manifest',
+                request_serializer=epara__pb2.ManifestRequest.SerializeToString,
+                response_deserializer=epara__pb2.ManifestResponse.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_stream(
+                '/epara.v1.ExecutorFiles/Read',
+                request_serializer=epara__pb2.ReadRequest.SerializeToString,
+                response_deserializer=epara__pb2.FilePiece.FromString,
+                _registered_method=True)
+
+
+class ExecutorFilesServicer(object):
+    """Files of models, from executors that give them (--serve-models). Names are relative to a model's folder.
+    """
+
+    def Manifest(self, request, context):
+        """What there is of a model here. Not ready: its files are being hashed, ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """A range of one file of the manifest, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ExecutorFilesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Manifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Manifest,
+                    request_deserializer=epara__pb2.ManifestRequest.FromString,
+                    response_serializer=epara__pb2.ManifestResponse.SerializeToString,
+            ),
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=epara__pb2.ReadRequest.FromString,
+                    response_serializer=epara__pb2.FilePiece.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'epara.v1.ExecutorFiles', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('epara.v1.ExecutorFiles', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ExecutorFiles(object):
+    """Files of models, from executors that give them (--serve-models). Names are relative to a model's folder.
+    """
+
+    @staticmethod
+    def Manifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/epara.v1.ExecutorFiles/Manifest',
+            epara__pb2.ManifestRequest.SerializeToString,
+            epara__pb2.ManifestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/epara.v1.ExecutorFiles/Read',
+            epara__pb2.ReadRequest.SerializeToString,
+            epara__pb2.FilePiece.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,14 +11,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from epara_executors.runners.contract import LoadError
+from epara_executors.weights.files import local_folder
 
 
 def locate(source: str, model_root: Path) -> str:
     """The folder under `model_root` (or an absolute one) if there is one, else the source as a hub id."""
-    for folder in (model_root / source, Path(source)):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    return source
+    folder = local_folder(source, model_root)
+    return source if folder is None else str(folder)
 
 
 def read_config(source: str, model_root: Path) -> PreTrainedConfig:

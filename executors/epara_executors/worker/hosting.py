@@ -19,6 +19,8 @@ from epara_executors.runners.decoder import DecoderPart, Step
 from epara_executors.runners.generation import GenerationRunner
 from epara_executors.runners.loading import parameter_bytes
 from epara_executors.runners.registry import GENERATION, open_decoder, open_one_pass
+from epara_executors.weights.cache import fetched_folder
+from epara_executors.weights.files import local_folder
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.memory import PeakMeter
@@ -94,8 +96,10 @@ class Hosted:
 class Host:
     """Loads tenants on this rank. Rank 0 hosts through `host`; the others do as they are told in `follow`."""
 
-    def __init__(self, model_root: Path, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, model_root: Path, device: torch.device, ranks: Ranks, model_cache: Path | None = None) -> None:
+        """model_cache: where models are that were fetched, for sources that are no local folder."""
         self._model_root = model_root
+        self._model_cache = model_cache
         self._device = device
         self._ranks = ranks
         self._followed: dict[str, OnePassRunner | DecoderPart] = {}
@@ -169,13 +173,21 @@ class Host:
         self._followed[tenant.replica] = made
         return Frame("opened", {"detail": "", "parameter_bytes": parameter_bytes(made.model)})
 
+    def _place(self, source: str) -> str:
+        """The source itself, or the folder that was fetched for it."""
+        if self._model_cache is None or local_folder(source, self._model_root) is not None:
+            return source
+        folder = fetched_folder(self._model_cache, source)
+        return str(folder) if folder is not None else source
+
     def _open(self, tenant: Tenant) -> OnePassRunner | DecoderPart:
+        source = self._place(tenant.source)
         if tenant.task == GENERATION:
             capacity = max(_MIN_CAPACITY, tenant.prompt_tokens + tenant.output_tokens)
-            return open_decoder(tenant.source, self._model_root, self._device, self._ranks, capacity=capacity)
+            return open_decoder(source, self._model_root, self._device, self._ranks, capacity=capacity)
         return open_one_pass(
             tenant.task,
-            tenant.source,
+            source,
             self._model_root,
             self._device,
             self._ranks,
@@ -193,7 +205,7 @@ class Host:
                 mine.announce = announce
             return Hosted(tenant, one_pass=mine)
         runner = GenerationRunner(
-            tenant.replica, mine, tenant.source, self._model_root, output_tokens=tenant.output_tokens
+            tenant.replica, mine, self._place(tenant.source), self._model_root, output_tokens=tenant.output_tokens
         )
         runner.resize(tenant.batch)
         engine = Engine(runner, Scheduler(tenant.batch, runner.depth), time.perf_counter)

@@ -74,8 +74,10 @@ class WorkerHandle:
 class Launcher:
     """Owns the fork server. Its methods may be called from any thread."""
 
-    def __init__(self, model_root: Path, threads_per_device: int = 1) -> None:
+    def __init__(self, model_root: Path, threads_per_device: int = 1, model_cache: Path | None = None) -> None:
+        """model_cache: where models are that were fetched, for sources that are no local folder."""
         self._model_root = model_root
+        self._model_cache = model_cache
         self._threads = threads_per_device
         self._handles: dict[int, WorkerHandle] = {}
         self._keys = itertools.count()
@@ -134,6 +136,7 @@ class Launcher:
                 "device": device,
                 "socket_path": socket_path,
                 "model_root": str(self._model_root.absolute()),
+                "model_cache": str(self._model_cache.absolute()) if self._model_cache is not None else "",
                 "threads": self._threads,
             }
             for rank, device in enumerate(devices)

@@ -36,6 +36,7 @@ class RankSpec:
     socket_path: str  # where the agent listens
     model_root: str
     threads: int
+    model_cache: str = ""  # where fetched models are; empty: nowhere
     rendezvous: str = ""  # a file that does not exist yet; for groups of several ranks
 
 
@@ -51,7 +52,7 @@ def run_rank(spec: RankSpec) -> int:
         device = device_of(spec)
         rendezvous = Path(spec.rendezvous) if spec.rendezvous else None
         ranks = Ranks(spec.rank, spec.tp, spec.pp, rendezvous, spec.device_kind)
-        host = Host(Path(spec.model_root), device, ranks)
+        host = Host(Path(spec.model_root), device, ranks, Path(spec.model_cache) if spec.model_cache else None)
         if connection is None:
             host.follow()
         else:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from epara_opt.control.diff import compare
-from epara_opt.control.ports import ExecutorState, FleetState, ReplicaObservation, ServiceObservation
+from epara_opt.control.ports import ExecutorState, FetchObservation, FleetState, ReplicaObservation, ServiceObservation
 from epara_opt.plan import Plan, Predicted, Stop
 from epara_opt.report.figures import millis, number, percent, verdict
 from epara_opt.report.terminal import (
@@ -175,6 +175,22 @@ def test_status_tells_up_behind_failing_and_down_apart(three_shops: Any) -> None
     assert " up " in text
     assert "not asked" in text
     assert "Troubles" not in text
+
+
+def test_status_shows_models_on_their_way_and_those_that_could_not_be_had(three_shops: Any) -> None:
+    fetches = (
+        FetchObservation(
+            source="org/chat", state="fetching", origin="docklands", done_bytes=1_500_000, total_bytes=6_000_000_000
+        ),
+        FetchObservation(source="org/absent", state="failed", detail="nobody could give it"),
+    )
+    state = ExecutorState(
+        server="carlton", incarnation="x", epoch=1, generation=3, at=0.0, services=(), replicas=(), fetches=fetches
+    )
+    text = shown(status_table(FleetState(executors={"carlton": state}), three_shops.topology, three_shops.plan))
+    for word in ("Models on their way", "org/chat", "fetching", "docklands", "1.5", "6,000.0", "nobody could give it"):
+        assert word in text
+    assert str(fetches[0]) == "org/chat: fetching 1,500,000 of 6,000,000,000 bytes from docklands"
 
 
 def test_history_shows_the_last_cycles_and_their_events(three_shops: Any) -> None:
