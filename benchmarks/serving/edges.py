@@ -47,11 +47,12 @@ class Edge:
         for executor in self.executors.values():
             executor.stop(timeout_s=20)
 
-    def start(self, server: str, *arguments: str) -> LocalExecutor:
+    def start(self, server: str, *arguments: str, listen: str = "127.0.0.1:0") -> LocalExecutor:
         executor = LocalExecutor(
             server,
             state_dir=self.folder / server,
             model_root=self.folder,
+            listen=listen,
             log_file=self.folder / f"{server}.log",
             arguments=arguments,
         )

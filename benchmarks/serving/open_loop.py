@@ -4,7 +4,7 @@ Orders are JSON lines on stdin, {seconds, seed, flows}; each is answered by a JS
 field of `outcomes.Outcome` and `lag_ms`, how late the event loop of this process came to what was due (a sample every
 LAG_EVERY_S). A flow calls `address` with `request` (a ModelInferRequest, base64) either at `rate_per_s`, at instants
 drawn beforehand (`arrivals`: "poisson", given their number; or "even"), or with `callers` that call again when they are
-answered. `params` are added to the request; with `by_arrival` its priority is its number in order of arrival, over all
+answered (REFUSED_WAIT_S later where that was a refusal). `params` are added to the request; with `by_arrival` its priority is its number in order of arrival, over all
 flows. With `failover` a call that ends UNAVAILABLE is made once more, there, and has a second outcome.
 Instants are of the system's monotonic clock, which other processes share.
 """
@@ -28,6 +28,7 @@ from epara_executors.infer_client import request_of
 from epara_executors.rpc import open_inference_pb2 as oip
 
 LAG_EVERY_S = 0.005
+REFUSED_WAIT_S = 0.02
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
@@ -60,14 +61,15 @@ class Load:
         more = request_of("", {}, params=flow.get("params"))
         return base64.b64decode(flow["request"]) + more.SerializeToString()  # messages merge where they are joined
 
-    async def call(self, index: int, due_at: float) -> None:
-        """One request to its last outcome."""
+    async def call(self, index: int, due_at: float) -> str:
+        """One request to its last outcome; its status."""
         flow, body = self._order["flows"][index], self._bodies[index]
         if flow.get("by_arrival"):
             number = oip.ModelInferRequest()
             number.parameters["priority"].int64_param = next(self._numbers)
             body += number.SerializeToString()
-        for address in (flow["address"], flow.get("failover")):
+        status = ""
+        for address in filter(None, (flow["address"], flow.get("failover"))):
             sent_at = time.monotonic()
             try:
                 answer = await self._calls[address](body, timeout=flow.get("timeout_s", 30.0))
@@ -78,8 +80,9 @@ class Load:
                 self.outcomes, (index, due_at, sent_at, time.monotonic(), status), strict=True
             ):
                 self.outcomes[key].append(value)
-            if status != "UNAVAILABLE" or not flow.get("failover"):
-                return
+            if status != "UNAVAILABLE":
+                break
+        return status
 
     async def run(self) -> None:
         """All flows for the order's seconds, and until the last of their calls has ended."""
@@ -87,7 +90,7 @@ class Load:
         rng = np.random.default_rng(self._order.get("seed", 0))
         due = [(t, i) for i, f in enumerate(flows) if "rate_per_s" in f for t in arrivals(f, seconds, rng)]
         begins_at = time.monotonic() + 0.05
-        running: set[asyncio.Task[None]] = set()
+        running: set[asyncio.Task[Any]] = set()
 
         def send(index: int, due_at: float) -> None:
             task = asyncio.create_task(self.call(index, due_at))
@@ -96,7 +99,8 @@ class Load:
 
         async def caller(index: int) -> None:
             while (now := time.monotonic()) < begins_at + seconds:
-                await self.call(index, now)
+                if await self.call(index, now) != "OK":
+                    await asyncio.sleep(REFUSED_WAIT_S)
 
         for index, flow in enumerate(flows):
             for _ in range(flow.get("callers", 0)):
