@@ -76,9 +76,7 @@ class Load:
                 status = "OK" if self._sizes.setdefault(index, len(answer)) == len(answer) else "WRONG"
             except grpc.aio.AioRpcError as e:
                 status = e.code().name
-            for key, value in zip(
-                self.outcomes, (index, due_at, sent_at, time.monotonic(), status), strict=True
-            ):
+            for key, value in zip(self.outcomes, (index, due_at, sent_at, time.monotonic(), status), strict=True):
                 self.outcomes[key].append(value)
             if status != "UNAVAILABLE":
                 break

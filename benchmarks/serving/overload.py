@@ -32,9 +32,7 @@ RESULT = "serving_overload.json"
 
 def capacity(client: Client, flow: Flow, seconds: float) -> float:
     """Answers per second with the device never idle."""
-    seen = client.load(
-        [{**flow, "callers": 3 * BATCH, "params": {"timeout": 20_000_000}}], seconds=seconds + RUN_IN_S
-    )
+    seen = client.load([{**flow, "callers": 3 * BATCH, "params": {"timeout": 20_000_000}}], seconds=seconds + RUN_IN_S)
     begins_at = min(o.sent_at for o in seen) + RUN_IN_S
     return sum(o.status == "OK" and begins_at <= o.done_at < begins_at + seconds for o in seen) / seconds
 

@@ -44,6 +44,7 @@ def executor(
     threads: Annotated[int, typer.Option(min=1, help="Torch threads per CPU device.")] = 1,
     allow_remote_hub: Annotated[bool, typer.Option(help="Let workers download models from the hub.")] = False,
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus; port 0 lets the system choose.")] = "",
+    max_message_mib: Annotated[int, typer.Option(min=1, max=2047, help="Limit of a gRPC request or answer.")] = 256,
 ) -> None:
     """Serve one server of the edge: gRPC agent, request handler, and a worker process per device group."""
     from epara_executors.agent.main import AgentOptions, run
@@ -65,6 +66,7 @@ def executor(
         threads_per_device=threads,
         allow_remote_hub=allow_remote_hub,
         metrics=metrics,
+        max_message_mib=max_message_mib,
     )
     raise typer.Exit(run(options))
 

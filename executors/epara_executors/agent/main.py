@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_MESSAGE_MIB = 256
 DRAIN_GRACE_S = 30.0
 
 
@@ -62,6 +62,7 @@ class AgentOptions:
     worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
     drain_grace_s: float = DRAIN_GRACE_S
     metrics: str = ""  # HOST:PORT to be scraped at; port 0: the system chooses; empty: nowhere
+    max_message_mib: int = MAX_MESSAGE_MIB  # one request or answer over gRPC; larger ones are RESOURCE_EXHAUSTED
 
     def __post_init__(self) -> None:
         _check_address("listen", self.listen)
@@ -75,6 +76,10 @@ class AgentOptions:
         if self.threads_per_device < 1:
             raise InputError(
                 Violation(path="threads_per_device", law="expected >= 1", value=str(self.threads_per_device))
+            )
+        if not 1 <= self.max_message_mib < 2048:  # grpc counts bytes in 32 bits
+            raise InputError(
+                Violation(path="max_message_mib", law="expected 1 to 2047", value=str(self.max_message_mib))
             )
 
 
@@ -171,9 +176,10 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     peers = Peers(executor)
     reader = StateReader(executor, energy=find_energy_reader())
     handler = RequestHandler(executor, peers, rng=random.Random())
+    max_bytes = options.max_message_mib * 2**20
     message_limits = [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_send_message_length", max_bytes),
         ("grpc.so_reuseport", 0),  # so that an address in use is an error
     ]
     server = grpc.aio.server(options=message_limits)
@@ -277,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
     parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="be scraped there; default: nowhere")
+    parser.add_argument("--max-message-mib", type=int, default=MAX_MESSAGE_MIB, help="of a gRPC request or answer")
     given = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
@@ -295,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 worker=given.worker,
                 drain_grace_s=given.drain_grace,
                 metrics=given.metrics,
+                max_message_mib=given.max_message_mib,
             )
         )
     except EparaError as e:
