@@ -36,6 +36,11 @@ class Expected:
         """Mean plus one deviation once something was seen, else the prior."""
         return self.mean_s + self.deviation_s if self.num_observed else self.prior_s
 
+    @property
+    def likely_s(self) -> float:
+        """The mean of what was seen; 0 before that: what was never seen cannot be called too slow."""
+        return self.mean_s
+
 
 def batch_prior_s(*, response_ms: float, frames: int, fps: float) -> float:
     """One batch's duration implied by a predicted response: response = accumulate + wait for one batch + batch."""

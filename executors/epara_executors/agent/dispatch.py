@@ -1,8 +1,8 @@
 """The work of one device group: its replicas' queues turned into batches, and the worker's answers into theirs.
 
 Only one batch runs at a time and at most one more waits in the worker, so that the choice of what is next stays
-here, where deadlines are known: the most urgent batch over all tenants (multi-task time sharing). Generations go
-to the worker at once; it batches them continuously.
+here, where deadlines are known: the most urgent batch over all tenants (multi-task time sharing). What waits until it
+could not be on time any more is not started. Generations go to the worker at once; it batches them continuously.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from epara_executors.agent.requests import Answer, BadRequest, Broken, Job, Toke
 from epara_executors.agent.worker_link import WorkerLink, tensors_by_count
 from epara_executors.worker.frames import Frame, Tensor
 from epara_opt.policy.admission import batch_finish_at, slot_finish_at
-from epara_opt.policy.batching import next_batch, urgency
+from epara_opt.policy.batching import may_go_ahead, next_batch, urgency
 
 MAX_BATCHES_AT_WORKER = 2  # one runs, one follows without a gap
 
@@ -153,10 +153,11 @@ class Dispatch:
         wake_at = math.inf
         batching: list[Replica] = []
         for replica in self._replicas().values():
-            for job in [j for j in replica.queue if j.due_at <= now]:
+            starts_by = now if replica.generates else now + replica.batch_s.likely_s
+            for job in [j for j in replica.queue if j.due_at <= starts_by]:
                 replica.queue.remove(job)
                 if not job.answer.done():
-                    job.answer.set_exception(TooLate(f"{job.service}: its deadline came while it was queued"))
+                    job.answer.set_exception(TooLate(f"{job.service}: queued until it could not be on time any more"))
             if replica.generates:
                 for job in replica.queue:
                     self._send(replica, (job,), now)
@@ -173,18 +174,23 @@ class Dispatch:
                     wake_at = min(wake_at, until)
                 elif best is None or urgency(jobs[0]) < best[0]:
                     best = (urgency(jobs[0]), replica, jobs)
-            if best is None:
+            if best is None or (at_worker and not self._may_go_ahead(best[1], batching)):
                 break
             _, replica, jobs = best
             gone = {j.id for j in jobs}
             replica.queue = [j for j in replica.queue if j.id not in gone]
             self._send(replica, jobs, now)
-        wake_at = min([wake_at, *(j.due_at for r in batching for j in r.queue)])
+        wake_at = min([wake_at, *(j.due_at - r.batch_s.likely_s for r in batching for j in r.queue)])
         if wake_at < math.inf:
             self._timer = self._loop.call_at(wake_at, self.pump)
         if not self._flights and not any(r.queue for r in self._replicas().values()):
             self.quiet.set()
         self._moved()
+
+    @staticmethod
+    def _may_go_ahead(replica: Replica, batching: Sequence[Replica]) -> bool:
+        others = (r.spec.deadline_ms / 1000.0 for r in batching if r is not replica)
+        return may_go_ahead(batch_s=replica.batch_s.value_s, deadlines_s=others)
 
     def _num_batches(self) -> int:
         return sum(1 for f in self._flights.values() if not f.replica.generates)
