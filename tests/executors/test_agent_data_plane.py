@@ -136,6 +136,26 @@ def test_what_cannot_be_on_time_is_shed_at_once_and_told_when_to_retry(echo_edge
     assert (service.arrived, service.on_time, service.shed) == (2, 1, 1)
 
 
+def test_a_slow_patch_does_not_have_a_service_refused_for_ever(echo_edge, ones):
+    echo_edge.start("a")
+    spec = echo_edge.tenant(source="echo?per_row_ms=100", deadline_ms=350.0, response_ms=100.0)
+    echo_edge.apply("a", echo_edge.group("a", spec))
+    client = echo_edge.client("a")
+    client.infer("echo", {"x": np.ones((4, 4), np.float32)}, params={"timeout": 5_000_000})  # takes longer than 350 ms
+    error = refused(lambda: client.infer("echo", {"x": ones}))
+    assert error.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def served():
+        try:
+            client.infer("echo", {"x": ones})
+        except InferError as e:
+            assert e.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return False
+        return True
+
+    echo_edge.until(served, deadline_s=10.0)
+
+
 def test_a_hung_worker_costs_its_clients_no_more_than_their_deadline(echo_edge, ones):
     echo_edge.start("a")
     echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?hang_above=10", deadline_ms=300.0)))

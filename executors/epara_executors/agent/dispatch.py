@@ -18,7 +18,7 @@ from epara_executors.agent.replica import Replica
 from epara_executors.agent.requests import Answer, BadRequest, Broken, Job, Token, TooLate
 from epara_executors.agent.worker_link import WorkerLink, tensors_by_count
 from epara_executors.worker.frames import Frame, Tensor
-from epara_opt.policy.admission import batch_finish_at, slot_finish_at
+from epara_opt.policy.admission import batch_finish_at, may_forget, slot_finish_at
 from epara_opt.policy.batching import may_go_ahead, next_batch, urgency
 
 MAX_BATCHES_AT_WORKER = 2  # one runs, one follows without a gap
@@ -107,14 +107,17 @@ class Dispatch:
     def finish_at(self, replica: Replica, *, rows: int, due_at: float) -> float:
         """When a job that came now would be answered by the worker at hand."""
         now = self._loop.time()
+        by_token = replica.generates and replica.spec.tpot_ms > 0
+        answer = replica.first_s if by_token else replica.batch_s
+        if may_forget(answer, now=now, observed_at=replica.observed_at, due_at=due_at):
+            answer.forget()
         if replica.generates:
             in_worker = replica.generating + len(replica.queue)
-            by_token = replica.spec.tpot_ms > 0
             return slot_finish_at(
                 now=now,
                 in_flight=in_worker,
                 slots=replica.spec.batch,
-                answer_s=(replica.first_s if by_token else replica.batch_s).value_s,
+                answer_s=answer.value_s,
                 whole_s=replica.batch_s.value_s,
             )
         busy_until = now
@@ -153,7 +156,7 @@ class Dispatch:
         wake_at = math.inf
         batching: list[Replica] = []
         for replica in self._replicas().values():
-            starts_by = now if replica.generates else now + replica.batch_s.likely_s
+            starts_by = now if replica.generates else now + replica.batch_s.seen_s
             for job in [j for j in replica.queue if j.due_at <= starts_by]:
                 replica.queue.remove(job)
                 if not job.answer.done():
@@ -180,7 +183,7 @@ class Dispatch:
             gone = {j.id for j in jobs}
             replica.queue = [j for j in replica.queue if j.id not in gone]
             self._send(replica, jobs, now)
-        wake_at = min([wake_at, *(j.due_at - r.batch_s.likely_s for r in batching for j in r.queue)])
+        wake_at = min([wake_at, *(j.due_at - r.batch_s.seen_s for r in batching for j in r.queue)])
         if wake_at < math.inf:
             self._timer = self._loop.call_at(wake_at, self.pump)
         if not self._flights and not any(r.queue for r in self._replicas().values()):
@@ -247,6 +250,7 @@ class Dispatch:
             return  # cancelled meanwhile
         replica, now = flight.replica, self._loop.time()
         replica.batch_s.observe(now - flight.started_at)
+        replica.observed_at = now
         device_s = float(fields["batch_ms"]) / 1000.0
         # Generations share their steps; a slot's part of the time is what this one cost.
         device_s = device_s / replica.spec.batch if replica.generates else device_s
