@@ -30,7 +30,7 @@ from typing import Any
 import report
 import yaml
 from edges import Client, Edge, Flow, request_to
-from outcomes import Outcome, in_flight, longest_gap_s, lost, statuses
+from outcomes import Outcome, in_flight, longest_gap_s, lost, row, statuses
 from servers import ENVIRONMENT
 
 SERVICE, SOURCE = "embed", "tiny-bert"
@@ -176,14 +176,14 @@ def measure(seconds: float = 3.0, rate: float = 60.0) -> dict[str, Any]:
         last = str(plans.topology(len(PLANS) - 1))
         leaving["epara drain"] = leave(client, edge, flows, lambda: epara("drain", last, "b", "--exit"), seconds)
     rows = [
-        report.row("plan change: requests lost", sum(c["lost"] for c in changes), "", law="==", target=0),
-        report.row("plan change: longest gap", max(c["gap_s"] for c in changes), "s", law="<=", target=0.3),
+        row("plan change: requests lost", sum(c["lost"] for c in changes), "", law="==", target=0),
+        row("plan change: longest gap", max(c["gap_s"] for c in changes), "s", law="<=", target=0.3),
     ]
     for name, left in leaving.items():
         rows += [
-            report.row(f"{name}: in flight, lost", left["in_flight_lost"], "", law="==", target=0),
-            report.row(f"{name}: all requests, lost", left["lost"], "", law="==", target=0),
-            report.row(f"{name}: in flight", left["in_flight"], ""),
+            row(f"{name}: in flight, lost", left["in_flight_lost"], "", law="==", target=0),
+            row(f"{name}: all requests, lost", left["lost"], "", law="==", target=0),
+            row(f"{name}: in flight", left["in_flight"], ""),
         ]
     return {"rows": rows, "changes": changes, "leaving": leaving}
 

@@ -2,10 +2,11 @@
 
     python benchmarks/serving/crash.py [--kills 3] [--seconds 4]
 
-One executor, two device groups with a worker each. `alone` has one replica, in the group that is hit; `twice` has one in
-each; `beside` is only in the other group. Callers keep requests for the first two in flight, those for `beside` are
-evenly paced and wait for nobody; a second after they began the worker of the first group is killed (SIGKILL). Each kill is a round; the executor starts the worker again
-after half a second, twice as long with every further death.
+One executor, two device groups with a worker each. `alone` has one replica, in the group that is hit; `twice` has one
+in each; `beside` is only in the other group. Callers keep requests for the first two in flight, those for `beside`
+are evenly paced and wait for nobody; a second after they began the worker of the first group is killed (SIGKILL).
+Each kill is a round; the executor starts the worker again after half a second, twice as long with every further
+death.
 
 `twice` and `beside` must lose nothing: what the dead worker had is tried at the other. `alone` may lose what it had and
 what comes until it is back, each with a status of its own: UNAVAILABLE, RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED, never
@@ -28,7 +29,7 @@ from typing import Any
 import psutil
 import report
 from edges import Client, Edge, Flow, group, request_to, tenant
-from outcomes import Outcome, in_flight, lost, statuses
+from outcomes import Outcome, in_flight, lost, row, statuses
 
 from epara_opt.control.ports import TenantSpec
 
@@ -102,13 +103,13 @@ def measure(kills: int = 3, seconds: float = 4.0) -> dict[str, Any]:
             edge.until_ready("edge", "alone")
     flying = sum(sum(r["in_flight"].values()) for r in made)
     rows = [
-        report.row("lost beside the crash", sum(r["lost"]["beside"] for r in made), "", law="==", target=0),
-        report.row("lost with a second replica", sum(r["lost"]["twice"] for r in made), "", law="==", target=0),
-        report.row("without a status of ours", sum(r["untyped"] for r in made), "", law="==", target=0),
-        report.row("longest call", max(r["longest_ms"] for r in made), "ms", law="<=", target=DEADLINE_MS + GRACE_MS),
-        report.row("back after the kill, longest", max(r["back_s"] for r in made), "s", law="<=", target=5.0),
-        report.row("back after the first kill", made[0]["back_s"], "s"),
-        report.row("in flight when it was killed", flying, ""),
+        row("lost beside the crash", sum(r["lost"]["beside"] for r in made), "", law="==", target=0),
+        row("lost with a second replica", sum(r["lost"]["twice"] for r in made), "", law="==", target=0),
+        row("without a status of ours", sum(r["untyped"] for r in made), "", law="==", target=0),
+        row("longest call", max(r["longest_ms"] for r in made), "ms", law="<=", target=DEADLINE_MS + GRACE_MS),
+        row("back after the kill, longest", max(r["back_s"] for r in made), "s", law="<=", target=5.0),
+        row("back after the first kill", made[0]["back_s"], "s"),
+        row("in flight when it was killed", flying, ""),
     ]
     return {"rows": rows, "rounds": made}
 

@@ -1,6 +1,6 @@
 """Four services with mixed deadlines on one device, one and a half times what it can do: does order by deadline pay?
 
-    python benchmarks/serving/deadlines.py [--rounds 5] [--seconds 3]
+    python benchmarks/serving/deadlines.py [--rounds 3] [--seconds 3]
 
 Real architectures share one device group: short texts that are wanted at once, long texts, images, and images that may
 take their time. Each is offered a quarter of 1.5 times the rate at which the device serves it alone. Within a round the
@@ -26,7 +26,7 @@ from typing import Any
 
 import report
 from edges import Client, Edge, Flow, group, request_to, tenant
-from outcomes import Outcome, goodput, on_time, statuses
+from outcomes import Outcome, goodput, on_time, row, statuses
 
 LOAD = 1.5
 FIFO_MS = 10_000
@@ -92,7 +92,7 @@ def attainment(outcomes: list[Outcome], begins_at: float) -> dict[str, float]:
     return found
 
 
-def measure(rounds: int = 5, seconds: float = 3.0) -> dict[str, Any]:
+def measure(rounds: int = 3, seconds: float = 3.0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, Edge(Path(folder)) as edge, Client() as client:
         edge.make_models(*{s.source for s in SERVICES})
         address = edge.start("edge").address
@@ -108,13 +108,12 @@ def measure(rounds: int = 5, seconds: float = 3.0) -> dict[str, Any]:
         return statistics.median(r["deadlines"]["goodput_per_s"] / max(1e-9, r[other]["goodput_per_s"]) for r in made)
 
     rows = [
-        report.row("goodput by deadline / first come, first served", ratio("fifo"), "", law=">=", target=1.3),
-        report.row("the same, refusals like ours in both", ratio("admission"), ""),
+        row("goodput by deadline / first come, first served", ratio("fifo"), "", law=">=", target=1.3),
+        row("the same, refusals like ours in both", ratio("admission"), ""),
     ]
-    for name in ORDERS:
-        rows.append(report.row(f"goodput, {name}", statistics.median(r[name]["goodput_per_s"] for r in made), "/s"))
+    rows += [row(f"goodput, {n}", statistics.median(r[n]["goodput_per_s"] for r in made), "/s") for n in ORDERS]
     return {"rows": rows, "rounds": made}
 
 
 if __name__ == "__main__":
-    report.main(__doc__, measure, RESULT, rounds=5, seconds=3.0)
+    report.main(__doc__, measure, RESULT, rounds=3, seconds=3.0)

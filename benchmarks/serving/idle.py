@@ -2,8 +2,8 @@
 
     python benchmarks/serving/idle.py
 
-The agent is what every server runs, a microcomputer too; it imports no torch. Its workers' process does, once for all of
-them, whether or not a model is loaded.
+The agent is what every server runs, a microcomputer too; it imports no torch. Its workers' process does, once for all
+of them, whether or not a model is loaded.
 
 Writes benchmarks/results/serving_idle.json.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import report
 from edges import Edge, group, tenant
+from outcomes import row
 
 RESULT = "serving_idle.json"
 TARGET_MIB = 60.0
@@ -32,9 +33,9 @@ def measure() -> dict[str, Any]:
         torch = any("torch" in m.path for m in agent.memory_maps())
     return {
         "rows": [
-            report.row("agent, no plan", alone, "MiB", law="<=", target=TARGET_MIB),
-            report.row("agent, a model loaded", loaded, "MiB", law="<=", target=TARGET_MIB),
-            report.row("agent, torch's libraries mapped", int(torch), "", law="==", target=0),
+            row("agent, no plan", alone, "MiB", law="<=", target=TARGET_MIB),
+            row("agent, a model loaded", loaded, "MiB", law="<=", target=TARGET_MIB),
+            row("agent, torch's libraries mapped", int(torch), "", law="==", target=0),
         ]
     }
 

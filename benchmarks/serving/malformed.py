@@ -2,10 +2,10 @@
 
     python benchmarks/serving/malformed.py [--calls 10000]
 
-One executor with a perceptron and a Llama of 4 layers on a device each. The kinds of calls and the status that each must
-end with stand in wrong_calls.py; 32 are made side by side. A tenth as many are made before, so that what grows with
-the first use of anything has grown; then the resident memory of agent and workers, the agent's open files and what is
-queued or in flight are compared with what they are after the calls.
+One executor with a perceptron and a Llama of 4 layers on a device each. The kinds of calls and the status that each
+must end with stand in wrong_calls.py; 32 are made side by side. A tenth as many are made before, so that what grows
+with the first use of anything has grown; then the resident memory of agent and workers, the agent's open files and
+what is queued or in flight are compared with what they are after the calls.
 
 Writes benchmarks/results/serving_malformed.json.
 """
@@ -25,6 +25,7 @@ import report
 from edges import Edge, group, tenant
 from epara_executors.infer_client import InferClient
 from epara_executors.load_inputs import WORDS
+from outcomes import row
 from wrong_calls import MANY_TOKENS, OPTIONS, Target, make_calls, wrong_ends
 
 MAX_MESSAGE_MIB = 4
@@ -93,15 +94,15 @@ def measure(calls: int = 10_000) -> dict[str, Any]:
         after = footprint(edge)
     wrong = wrong_ends(seen)
     grown = {key: after[key] - before[key] for key in before}
-    rows_ = [
-        report.row("calls", calls, ""),
-        report.row("with another status than theirs", sum(wrong.values()), "", law="==", target=0),
-        report.row("agent's memory, grown by", grown["agent_mib"], "MiB", law="<=", target=5.0),
-        report.row("workers' memory, grown by", grown["workers_mib"], "MiB", law="<=", target=5.0),
-        report.row("agent's open files, more by", grown["agent_files"], "", law="<=", target=0),
-        report.row("queued or in flight afterwards", after["in_flight"], "", law="==", target=0),
+    figures = [
+        row("calls", calls, ""),
+        row("with another status than theirs", sum(wrong.values()), "", law="==", target=0),
+        row("agent's memory, grown by", grown["agent_mib"], "MiB", law="<=", target=5.0),
+        row("workers' memory, grown by", grown["workers_mib"], "MiB", law="<=", target=5.0),
+        row("agent's open files, more by", grown["agent_files"], "", law="<=", target=0),
+        row("queued or in flight afterwards", after["in_flight"], "", law="==", target=0),
     ]
-    return {"rows": rows_, "before": before, "after": after, "took_s": took_s, "ended": seen, "wrong": wrong}
+    return {"rows": figures, "before": before, "after": after, "took_s": took_s, "ended": seen, "wrong": wrong}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 Orders are JSON lines on stdin, {seconds, seed, flows}; each is answered by a JSON line on stdout with one column per
 field of `outcomes.Outcome` and `lag_ms`, how late the event loop of this process came to what was due (a sample every
-LAG_EVERY_S). A flow calls `address` with `request` (a ModelInferRequest, base64) either at `rate_per_s`, at instants
-drawn beforehand (`arrivals`: "poisson", given their number; or "even"), or with `callers` that call again when they are
-answered (REFUSED_WAIT_S later where that was a refusal). `params` are added to the request; with `by_arrival` its priority is its number in order of arrival, over all
-flows. With `failover` a call that ends UNAVAILABLE is made once more, there, and has a second outcome.
-Instants are of the system's monotonic clock, which other processes share.
+LAG_EVERY_S). Instants are of the system's monotonic clock, which other processes share.
+
+A flow calls `address` with `request` (a ModelInferRequest, base64) either at `rate_per_s`, at instants drawn
+beforehand (`arrivals`: "poisson", given their number; or "even"), or with `callers` that call again when they are
+answered (REFUSED_WAIT_S later where that was a refusal). `params` are added to the request; with `by_arrival` its
+priority is its number in order of arrival, over all flows. With `failover` a call that ends UNAVAILABLE is made once
+more, there, and has a second outcome.
 """
 
 from __future__ import annotations

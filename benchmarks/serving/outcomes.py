@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from rows import percentile
+
+_LAWS: Mapping[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +80,11 @@ def statuses(outcomes: Sequence[Outcome]) -> dict[str, int]:
 def percentiles_ms(values: Sequence[float]) -> dict[str, float] | None:
     """Median and 99th percentile; None of nothing."""
     return {"p50_ms": percentile(values, 0.5), "p99_ms": percentile(values, 0.99)} if values else None
+
+
+def row(what: str, value: float, unit: str, *, law: str = "", target: float | None = None) -> dict[str, Any]:
+    """A figure; with a law and a target also whether it was met."""
+    if law and law not in _LAWS:
+        raise ValueError(f"law: expected one of {', '.join(_LAWS)}, got {law}")
+    met = _LAWS[law](value, target) if law and target is not None else None
+    return {"what": what, "value": value, "unit": unit, "law": law, "target": target, "met": met}

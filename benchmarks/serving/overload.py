@@ -1,6 +1,6 @@
 """Twice as much as it can do: does goodput hold, and is what cannot be on time refused at once?
 
-    python benchmarks/serving/overload.py [--rounds 6] [--seconds 2.5]
+    python benchmarks/serving/overload.py [--rounds 5] [--seconds 2.5]
 
 One service (a BERT of 4 layers, texts of about 130 tokens) on one CPU device, so that the device is what runs out. Each
 round measures the capacity with callers that wait for each other, then offers one and two times that, with Poisson
@@ -20,7 +20,7 @@ from typing import Any
 
 import report
 from edges import Client, Edge, Flow, group, request_to, tenant
-from outcomes import Outcome, goodput, percentiles_ms, statuses
+from outcomes import Outcome, goodput, percentiles_ms, row, statuses
 
 SERVICE = "embed"
 DEADLINE_MS = 300.0
@@ -61,7 +61,7 @@ def one_round(client: Client, flow: Flow, seconds: float, seed: int) -> dict[str
     }
 
 
-def measure(rounds: int = 6, seconds: float = 2.5) -> dict[str, Any]:
+def measure(rounds: int = 5, seconds: float = 2.5) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, Edge(Path(folder)) as edge, Client() as client:
         edge.make_models("tiny-bert")
         address = edge.start("edge").address
@@ -74,11 +74,11 @@ def measure(rounds: int = 6, seconds: float = 2.5) -> dict[str, Any]:
     refused = statistics.median(r["refused"]["p99_ms"] if r["refused"] else 0.0 for r in made)
     return {
         "rows": [
-            report.row("goodput at 2x / at 1x", ratio, "", law=">=", target=0.9),
-            report.row("refused, p99", refused, "ms", law="<=", target=5.0),
-            report.row("of it the client's own lag, p99", _median(made, "client_lag", "p99_ms"), "ms"),
-            report.row("refused, p50", _median(made, "refused", "p50_ms"), "ms"),
-            report.row("capacity", statistics.median(r["capacity_per_s"] for r in made), "/s"),
+            row("goodput at 2x / at 1x", ratio, "", law=">=", target=0.9),
+            row("refused, p99", refused, "ms", law="<=", target=5.0),
+            row("of it the client's own lag, p99", _median(made, "client_lag", "p99_ms"), "ms"),
+            row("refused, p50", _median(made, "refused", "p50_ms"), "ms"),
+            row("capacity", statistics.median(r["capacity_per_s"] for r in made), "/s"),
         ],
         "rounds": made,
     }
@@ -89,4 +89,4 @@ def _median(rounds: list[dict[str, Any]], key: str, part: str) -> float:
 
 
 if __name__ == "__main__":
-    report.main(__doc__, measure, RESULT, rounds=6, seconds=2.5)
+    report.main(__doc__, measure, RESULT, rounds=5, seconds=2.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import operator
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,15 +15,6 @@ from run import machine
 from servers import HERE
 
 RESULTS = HERE.parent / "results"
-_LAWS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
-
-
-def row(what: str, value: float, unit: str, *, law: str = "", target: float | None = None) -> dict[str, Any]:
-    """A figure; with a law and a target also whether it was met."""
-    if law and law not in _LAWS:
-        raise ValueError(f"law: expected one of {', '.join(_LAWS)}, got {law}")
-    met = _LAWS[law](value, target) if law and target is not None else None
-    return {"what": what, "value": value, "unit": unit, "law": law, "target": target, "met": met}
 
 
 def write(name: str, figures: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-
 STALE_S = 1.0  # what was not observed for so long no longer refuses what the plan's prediction would admit
 
 
