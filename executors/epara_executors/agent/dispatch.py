@@ -120,11 +120,6 @@ class Dispatch:
                 answer_s=answer.value_s,
                 whole_s=replica.batch_s.value_s,
             )
-        busy_until = now
-        for flight in self._flights.values():
-            if not flight.replica.generates:
-                began_at = max(busy_until, flight.started_at) if busy_until > now else flight.started_at
-                busy_until = max(now, began_at + flight.replica.batch_s.value_s)
         others_s = sum(
             math.ceil(_rows_due(r, due_at) / r.rule.max_rows) * r.batch_s.value_s
             for r in self._replicas().values()
@@ -132,13 +127,22 @@ class Dispatch:
         )
         return batch_finish_at(
             now=now,
-            busy_until=busy_until,
+            busy_until=self._busy_until(now),
             rows_ahead=_rows_due(replica, due_at),
             rows=rows,
             max_rows=replica.rule.max_rows,
             batch_s=replica.batch_s.value_s,
             others_s=others_s,
         )
+
+    def _busy_until(self, now: float) -> float:
+        """When the batches at the worker will have ended."""
+        until = now
+        for flight in self._flights.values():
+            if not flight.replica.generates:
+                began_at = max(until, flight.started_at) if until > now else flight.started_at
+                until = max(now, began_at + flight.replica.batch_s.value_s)
+        return until
 
     def queued(self, replica: Replica) -> int:
         """Requests that wait or run."""
@@ -155,9 +159,10 @@ class Dispatch:
         now = self._loop.time()
         wake_at = math.inf
         batching: list[Replica] = []
+        busy_until = self._busy_until(now)
         for replica in self._replicas().values():
-            starts_by = now if replica.generates else now + replica.batch_s.seen_s
-            for job in [j for j in replica.queue if j.due_at <= starts_by]:
+            too_late = now if replica.generates else busy_until + replica.batch_s.seen_s
+            for job in [j for j in replica.queue if j.due_at <= too_late]:
                 replica.queue.remove(job)
                 if not job.answer.done():
                     job.answer.set_exception(TooLate(f"{job.service}: queued until it could not be on time any more"))
