@@ -52,6 +52,7 @@ def executor(
         float, typer.Option(help="Mbit/s for fetching models, and as much for giving them; 0: no cap.")
     ] = 0.0,
     serve_models: Annotated[bool, typer.Option(help="Let any peer read models' files from here.")] = False,
+    max_message_mib: Annotated[int, typer.Option(min=1, max=2047, help="Limit of a gRPC request or answer.")] = 256,
 ) -> None:
     """Serve one server of the edge: gRPC agent, request handler, and a worker process per device group."""
     from epara_executors.agent.main import AgentOptions, run
@@ -77,6 +78,7 @@ def executor(
         model_cache_gib=model_cache_gib,
         model_bandwidth_mbps=model_bandwidth_mbps,
         serve_models=serve_models,
+        max_message_mib=max_message_mib,
     )
     raise typer.Exit(run(options))
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+STALE_S = 1.0  # what was not observed for so long no longer refuses what the plan's prediction would admit
+
 
 @dataclass(slots=True)
 class Expected:
@@ -35,6 +37,15 @@ class Expected:
     def value_s(self) -> float:
         """Mean plus one deviation once something was seen, else the prior."""
         return self.mean_s + self.deviation_s if self.num_observed else self.prior_s
+
+    @property
+    def seen_s(self) -> float:
+        """The same, but 0 before anything was seen: what was never tried is not called too slow."""
+        return self.value_s if self.num_observed else 0.0
+
+    def forget(self) -> None:
+        """Back to the prior: what was seen is too old to refuse by."""
+        self.mean_s, self.deviation_s, self.num_observed = 0.0, 0.0, 0
 
 
 def batch_prior_s(*, response_ms: float, frames: int, fps: float) -> float:
@@ -71,6 +82,16 @@ def slot_finish_at(*, now: float, in_flight: int, slots: int, answer_s: float, w
     """
     waiting = max(0, in_flight + 1 - slots)
     return now + waiting * whole_s / slots + answer_s
+
+
+def may_forget(expected: Expected, *, now: float, observed_at: float, due_at: float) -> bool:
+    """Whether a replica must be tried again: by observation alone it would be late for ever, and nothing corrects that.
+
+    One slow stretch of the machine may put the expectation above the deadline; then all is refused, and nothing is
+    observed any more. The plan's prediction gets one request in so that it may be.
+    """
+    too_slow = now + expected.seen_s > due_at >= now + expected.prior_s
+    return too_slow and now - observed_at > STALE_S
 
 
 def admits(*, finish_at: float, due_at: float) -> bool:

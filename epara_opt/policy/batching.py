@@ -3,16 +3,18 @@
 The window opens at the first request in the queue, not on a poll. An idle device group waits for nobody, except
 that a multi-frame service waits for the rest of a stream's frames, at most (frames - 1) / fps and never past the
 instant at which the earliest deadline demands a start. A busy group takes a batch ahead only when it is full:
-whatever is partial gains by the time that it must wait anyway. Order is earliest deadline first (EDF).
+whatever is partial gains by the time that it must wait anyway; and only when it is short beside the deadlines of
+those who share the device, for it cannot be overtaken any more. Order is earliest deadline first (EDF).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+AHEAD_SHARE = 0.1  # of the shortest deadline beside it: how long a batch may be that is sent ahead
 SAFETY = 1.25  # a window closes this many expected batches before the earliest deadline
 
 
@@ -85,6 +87,14 @@ def next_batch(
     if rule.window_s <= 0 or now >= until or not any(q.stream for q in chosen):
         return chosen, now
     return (), until
+
+
+def may_go_ahead(*, batch_s: float, deadlines_s: Iterable[float]) -> bool:
+    """Whether a batch may follow another without a gap, at the cost that nothing more urgent comes between them.
+
+    batch_s: what it is expected to take. deadlines_s: of the other services on the device group.
+    """
+    return batch_s <= AHEAD_SHARE * min(deadlines_s, default=math.inf)
 
 
 def _fill(by_urgency: Sequence[Q], rule: BatchRule) -> tuple[Q, ...]:

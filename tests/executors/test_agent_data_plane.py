@@ -1,5 +1,6 @@
 """What clients of one executor see."""
 
+import contextlib
 import threading
 
 import grpc
@@ -136,6 +137,23 @@ def test_what_cannot_be_on_time_is_shed_at_once_and_told_when_to_retry(echo_edge
     assert (service.arrived, service.on_time, service.shed) == (2, 1, 1)
 
 
+def test_a_slow_patch_does_not_have_a_service_refused_for_ever(echo_edge, ones):
+    echo_edge.start("a")
+    spec = echo_edge.tenant(source="echo?per_row_ms=100", deadline_ms=350.0, response_ms=100.0)
+    echo_edge.apply("a", echo_edge.group("a", spec))
+    client = echo_edge.client("a")
+    client.infer("echo", {"x": np.ones((4, 4), np.float32)}, params={"timeout": 5_000_000})  # takes longer than 350 ms
+    error = refused(lambda: client.infer("echo", {"x": ones}))
+    assert error.status is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def served():
+        with contextlib.suppress(InferError):
+            return bool(client.infer("echo", {"x": ones}).outputs)
+        return False
+
+    echo_edge.until(served, deadline_s=10.0)
+
+
 def test_a_hung_worker_costs_its_clients_no_more_than_their_deadline(echo_edge, ones):
     echo_edge.start("a")
     echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?hang_above=10", deadline_ms=300.0)))
@@ -157,6 +175,25 @@ def test_requests_pipelined_on_one_stream_are_matched_by_id(stub):
 
 
 PROMPT = np.array([b"to be or not"], dtype=np.object_)
+
+
+def test_a_client_that_does_not_read_is_not_answered_without_end(echo_edge):
+    number, width = 400, 16384  # 64 KiB each way
+    echo_edge.start("a")
+    spec = echo_edge.tenant(source=f"echo?width={width}", deadline_ms=60_000.0)
+    echo_edge.apply("a", echo_edge.group("a", spec))
+    client, x = echo_edge.client("a"), np.ones((1, width), np.float32)
+    with grpc.insecure_channel(echo_edge.address("a")) as channel:
+        requests = iter([request_of("echo", {"x": x})] * number)
+        call = GRPCInferenceServiceStub(channel).ModelStreamInfer(requests, timeout=60)
+        asked, taken, steady = 0, 0, 0
+        while steady < 20 or taken < 64:  # until others come and go, and nothing more of the stream is taken
+            client.infer("echo", {"x": x})
+            asked += 1
+            now = echo_edge.state("a").services[0].arrived - asked
+            steady, taken = (steady + 1 if now == taken else 0), now
+        assert taken < number
+        assert sum(not response.error_message for response in call) == number
 
 
 def test_a_generation_answers_whole(one_executor):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from epara_executors.agent.dispatch import WorkerLost
 from epara_executors.agent.group import DeviceGroup, GroupFailed
-from epara_executors.agent.requests import Job
+from epara_executors.agent.requests import Job, TooLate
 from epara_executors.tensors import from_array
 from epara_executors.worker.echo import EchoLauncher
 
@@ -92,6 +92,49 @@ def test_the_most_urgent_tenant_of_a_shared_group_goes_first(echo_edge, tmp_path
         return ended
 
     assert asyncio.run(scenario()) == order
+
+
+def test_nothing_long_goes_ahead_of_a_tenant_in_a_hurry(echo_edge, tmp_path):
+    async def scenario():
+        slow = {"source": "echo?latency_ms=60", "batch": 1, "response_ms": 120.0}
+        tenants = [
+            echo_edge.tenant(service="calm", **slow),
+            echo_edge.tenant(service="hurried", **{**slow, "deadline_ms": 500.0}),
+        ]
+        group = await open_group(echo_edge.group("a", *tenants), tmp_path)
+        calm, hurried = group.replicas["calm@g0"], group.replicas["hurried@g0"]
+        ended = []
+        jobs = [(calm, job(0)), (calm, job(1)), (calm, job(2)), (hurried, job(3, due_in_s=2.0))]
+        for replica, j in jobs:
+            j.answer.add_done_callback(lambda _, name=replica.spec.service: ended.append(name))
+            if replica is hurried:
+                await asyncio.sleep(0)  # the first of the calm one's is at the worker
+            group.submit(replica, j)
+        await asyncio.gather(*(j.answer for _, j in jobs))
+        await group.stop()
+        return ended
+
+    assert asyncio.run(scenario()) == ["calm", "hurried", "calm", "calm"]
+
+
+def test_what_could_not_be_on_time_any_more_is_not_started(echo_edge, tmp_path):
+    async def scenario():
+        group = await open_group(echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=300")), tmp_path)
+        (replica,) = group.replicas.values()
+        seen, runs, late = job(1), job(2), job(3, due_in_s=0.45)
+        group.submit(replica, seen)
+        await seen.answer
+        group.submit(replica, runs)
+        await asyncio.sleep(0)
+        group.submit(replica, late)
+        with pytest.raises(TooLate, match="could not be on time"):
+            await late.answer
+        assert not runs.answer.done()
+        await runs.answer
+        await group.stop()
+        return late.started, replica.rows_done
+
+    assert asyncio.run(scenario()) == (False, 2)
 
 
 def test_a_group_that_cannot_load_says_why_and_stops_trying(echo_edge, tmp_path):

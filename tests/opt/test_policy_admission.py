@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from epara_opt.policy.admission import Expected, admits, batch_finish_at, batch_prior_s, slot_finish_at
+from epara_opt.policy.admission import Expected, admits, batch_finish_at, batch_prior_s, may_forget, slot_finish_at
 
 
 def test_the_prior_holds_until_something_is_seen():
@@ -40,3 +42,31 @@ def test_a_generation_beyond_the_slots_waits_for_those_that_end(in_flight, finis
 @pytest.mark.parametrize(("finish_at", "admitted"), [(0.9, True), (1.0, True), (1.001, False)])
 def test_only_what_will_be_on_time_is_admitted(finish_at, admitted):
     assert admits(finish_at=finish_at, due_at=1.0) is admitted
+
+
+def test_what_was_forgotten_is_the_prior_again_and_the_next_observation_replaces_it():
+    expected = Expected(0.5)
+    expected.observe(9.0)
+    expected.forget()
+    assert (expected.value_s, expected.seen_s) == (0.5, 0.0)
+    expected.observe(0.1)
+    assert expected.value_s == expected.seen_s == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    ("due_at", "observed_at", "forgets"),
+    [
+        (10.3, 8.9, True),  # seen 0.5, predicted 0.2
+        (10.3, 9.1, False),  # seen lately
+        (10.6, 8.9, False),  # admitted anyway
+        (10.1, 8.9, False),  # late by the prediction too
+    ],
+)
+def test_only_an_old_observation_that_alone_refuses_is_forgotten(due_at, observed_at, forgets):
+    expected = Expected(0.2)
+    expected.observe(0.4)
+    assert may_forget(expected, now=10.0, observed_at=observed_at, due_at=due_at) is forgets
+
+
+def test_a_prior_that_was_never_corrected_is_not_forgotten():
+    assert not may_forget(Expected(0.2), now=10.0, observed_at=-math.inf, due_at=10.3)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epara_opt.policy.batching import BatchRule, batch_rule, next_batch, urgency
+from epara_opt.policy.batching import BatchRule, batch_rule, may_go_ahead, next_batch, urgency
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,11 @@ def test_a_batch_is_within_its_limits_and_never_passes_over_the_most_urgent(queu
         assert urgency(chosen[0]) == min(map(urgency, queue))
     elif queue and idle:
         assert until > now
+
+
+@pytest.mark.parametrize(
+    ("batch_s", "deadlines_s", "ahead"),
+    [(0.05, [0.5, 9.0], True), (0.06, [0.5, 9.0], False), (60.0, [], True)],
+)
+def test_only_what_is_short_beside_the_others_deadlines_goes_ahead(batch_s, deadlines_s, ahead):
+    assert may_go_ahead(batch_s=batch_s, deadlines_s=deadlines_s) is ahead

@@ -18,6 +18,7 @@ from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceServ
 
 PLATFORM = "epara_torch"
 MAX_PIPELINED = 64  # requests of one ModelStreamInfer call that are handled at a time
+HANDLED, ENDED = "handled", "ended"  # of one request of a stream, and of all
 PLACEMENT_IS_PLANNED = "what is loaded where is the planner's choice: change the topology's services or demand instead"
 
 Context = Any  # grpc.aio.ServicerContext, whose type parameters nobody fills
@@ -90,12 +91,16 @@ class DataPlane(GRPCInferenceServiceServicer):
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[oip.ModelInferRequest], context: Context
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
-        """Requests are handled as they come, side by side; responses go out as they are made, matched by id."""
+        """Requests are handled as they come, side by side; responses go out as they are made, matched by id.
+
+        A request keeps its place until its last response is on its way, so that a client that reads slowly, or not at
+        all, has MAX_PIPELINED requests' answers lying here and no more.
+        """
         try:
             passport = _passport(context)
         except Refusal as e:
             await _abort(context, e)
-        outbox: asyncio.Queue[oip.ModelStreamInferResponse | None] = asyncio.Queue()
+        outbox: asyncio.Queue[oip.ModelStreamInferResponse | str] = asyncio.Queue()
         places = asyncio.Semaphore(MAX_PIPELINED)
         running: set[asyncio.Task[None]] = set()
 
@@ -110,7 +115,7 @@ class DataPlane(GRPCInferenceServiceServicer):
             except Refusal as e:
                 outbox.put_nowait(_stream_error(request, e))
             finally:
-                places.release()
+                outbox.put_nowait(HANDLED)
 
         async def read_all() -> None:
             try:
@@ -122,12 +127,15 @@ class DataPlane(GRPCInferenceServiceServicer):
                 if running:
                     await asyncio.gather(*running)
             finally:
-                outbox.put_nowait(None)
+                outbox.put_nowait(ENDED)
 
         reading = asyncio.create_task(read_all())
         try:
-            while (response := await outbox.get()) is not None:
-                yield response
+            while (item := await outbox.get()) is not ENDED:
+                if isinstance(item, str):
+                    places.release()
+                else:
+                    yield item
             await reading
         finally:
             reading.cancel()

@@ -1,8 +1,8 @@
 """The work of one device group: its replicas' queues turned into batches, and the worker's answers into theirs.
 
 Only one batch runs at a time and at most one more waits in the worker, so that the choice of what is next stays
-here, where deadlines are known: the most urgent batch over all tenants (multi-task time sharing). Generations go
-to the worker at once; it batches them continuously.
+here, where deadlines are known: the most urgent batch over all tenants (multi-task time sharing). What waits until it
+could not be on time any more is not started. Generations go to the worker at once; it batches them continuously.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from epara_executors.agent.replica import Replica
 from epara_executors.agent.requests import Answer, BadRequest, Broken, Job, Token, TooLate
 from epara_executors.agent.worker_link import WorkerLink, tensors_by_count
 from epara_executors.worker.frames import Frame, Tensor
-from epara_opt.policy.admission import batch_finish_at, slot_finish_at
-from epara_opt.policy.batching import next_batch, urgency
+from epara_opt.policy.admission import batch_finish_at, may_forget, slot_finish_at
+from epara_opt.policy.batching import may_go_ahead, next_batch, urgency
 
 MAX_BATCHES_AT_WORKER = 2  # one runs, one follows without a gap
 
@@ -107,21 +107,19 @@ class Dispatch:
     def finish_at(self, replica: Replica, *, rows: int, due_at: float) -> float:
         """When a job that came now would be answered by the worker at hand."""
         now = self._loop.time()
+        by_token = replica.generates and replica.spec.tpot_ms > 0
+        answer = replica.first_s if by_token else replica.batch_s
+        if may_forget(answer, now=now, observed_at=replica.observed_at, due_at=due_at):
+            answer.forget()
         if replica.generates:
             in_worker = replica.generating + len(replica.queue)
-            by_token = replica.spec.tpot_ms > 0
             return slot_finish_at(
                 now=now,
                 in_flight=in_worker,
                 slots=replica.spec.batch,
-                answer_s=(replica.first_s if by_token else replica.batch_s).value_s,
+                answer_s=answer.value_s,
                 whole_s=replica.batch_s.value_s,
             )
-        busy_until = now
-        for flight in self._flights.values():
-            if not flight.replica.generates:
-                began_at = max(busy_until, flight.started_at) if busy_until > now else flight.started_at
-                busy_until = max(now, began_at + flight.replica.batch_s.value_s)
         others_s = sum(
             math.ceil(_rows_due(r, due_at) / r.rule.max_rows) * r.batch_s.value_s
             for r in self._replicas().values()
@@ -129,13 +127,22 @@ class Dispatch:
         )
         return batch_finish_at(
             now=now,
-            busy_until=busy_until,
+            busy_until=self._busy_until(now),
             rows_ahead=_rows_due(replica, due_at),
             rows=rows,
             max_rows=replica.rule.max_rows,
             batch_s=replica.batch_s.value_s,
             others_s=others_s,
         )
+
+    def _busy_until(self, now: float) -> float:
+        """When the batches at the worker will have ended."""
+        until = now
+        for flight in self._flights.values():
+            if not flight.replica.generates:
+                began_at = max(until, flight.started_at) if until > now else flight.started_at
+                until = max(now, began_at + flight.replica.batch_s.value_s)
+        return until
 
     def queued(self, replica: Replica) -> int:
         """Requests that wait or run."""
@@ -152,11 +159,13 @@ class Dispatch:
         now = self._loop.time()
         wake_at = math.inf
         batching: list[Replica] = []
+        busy_until = self._busy_until(now)
         for replica in self._replicas().values():
-            for job in [j for j in replica.queue if j.due_at <= now]:
+            too_late = now if replica.generates else busy_until + replica.batch_s.seen_s
+            for job in [j for j in replica.queue if j.due_at <= too_late]:
                 replica.queue.remove(job)
                 if not job.answer.done():
-                    job.answer.set_exception(TooLate(f"{job.service}: its deadline came while it was queued"))
+                    job.answer.set_exception(TooLate(f"{job.service}: queued until it could not be on time any more"))
             if replica.generates:
                 for job in replica.queue:
                     self._send(replica, (job,), now)
@@ -173,18 +182,23 @@ class Dispatch:
                     wake_at = min(wake_at, until)
                 elif best is None or urgency(jobs[0]) < best[0]:
                     best = (urgency(jobs[0]), replica, jobs)
-            if best is None:
+            if best is None or (at_worker and not self._may_go_ahead(best[1], batching)):
                 break
             _, replica, jobs = best
             gone = {j.id for j in jobs}
             replica.queue = [j for j in replica.queue if j.id not in gone]
             self._send(replica, jobs, now)
-        wake_at = min([wake_at, *(j.due_at for r in batching for j in r.queue)])
+        wake_at = min([wake_at, *(j.due_at - r.batch_s.seen_s for r in batching for j in r.queue)])
         if wake_at < math.inf:
             self._timer = self._loop.call_at(wake_at, self.pump)
         if not self._flights and not any(r.queue for r in self._replicas().values()):
             self.quiet.set()
         self._moved()
+
+    @staticmethod
+    def _may_go_ahead(replica: Replica, batching: Sequence[Replica]) -> bool:
+        others = (r.spec.deadline_ms / 1000.0 for r in batching if r is not replica)
+        return may_go_ahead(batch_s=replica.batch_s.value_s, deadlines_s=others)
 
     def _num_batches(self) -> int:
         return sum(1 for f in self._flights.values() if not f.replica.generates)
@@ -241,6 +255,7 @@ class Dispatch:
             return  # cancelled meanwhile
         replica, now = flight.replica, self._loop.time()
         replica.batch_s.observe(now - flight.started_at)
+        replica.observed_at = now
         device_s = float(fields["batch_ms"]) / 1000.0
         # Generations share their steps; a slot's part of the time is what this one cost.
         device_s = device_s / replica.spec.batch if replica.generates else device_s

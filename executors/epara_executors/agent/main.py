@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_MESSAGE_MIB = 256
 DRAIN_GRACE_S = 30.0
 DEFAULT_CACHE_GIB = 50.0
 
@@ -70,6 +70,7 @@ class AgentOptions:
     model_cache_gib: float = DEFAULT_CACHE_GIB  # at most
     model_bandwidth_mbps: float = 0.0  # for fetching models, and again for giving them; 0: no cap
     serve_models: bool = False  # whether peers may read models' files
+    max_message_mib: int = MAX_MESSAGE_MIB  # one request or answer over gRPC; larger ones are RESOURCE_EXHAUSTED
 
     def __post_init__(self) -> None:
         _check_address("listen", self.listen)
@@ -90,6 +91,10 @@ class AgentOptions:
         if self.model_bandwidth_mbps != 0 and not 1 <= self.model_bandwidth_mbps < math.inf:
             law = "expected 0 (no cap), or a finite number >= 1"
             raise InputError(Violation(path="model_bandwidth_mbps", law=law, value=str(self.model_bandwidth_mbps)))
+        if not 1 <= self.max_message_mib < 2048:  # grpc counts bytes in 32 bits
+            raise InputError(
+                Violation(path="max_message_mib", law="expected 1 to 2047", value=str(self.max_message_mib))
+            )
 
     @property
     def cache_folder(self) -> Path:
@@ -214,9 +219,10 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         files = FilePlane(Offer(options.model_root, cache), bucket)
     reader = StateReader(executor, energy=find_energy_reader(), logistics=logistics, files=files)
     handler = RequestHandler(executor, peers, rng=random.Random())
+    max_bytes = options.max_message_mib * 2**20
     message_limits = [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_send_message_length", max_bytes),
         ("grpc.so_reuseport", 0),  # so that an address in use is an error
     ]
     server = grpc.aio.server(options=message_limits)
@@ -332,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-cache-gib", type=float, default=DEFAULT_CACHE_GIB, metavar="GIB")
     parser.add_argument("--model-bandwidth-mbps", type=float, default=0.0, metavar="MBIT/S", help="0: no cap")
     parser.add_argument("--serve-models", action="store_true", help="let peers read models' files")
+    parser.add_argument("--max-message-mib", type=int, default=MAX_MESSAGE_MIB, help="of a gRPC request or answer")
     given = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
@@ -354,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model_cache_gib=given.model_cache_gib,
                 model_bandwidth_mbps=given.model_bandwidth_mbps,
                 serve_models=given.serve_models,
+                max_message_mib=given.max_message_mib,
             )
         )
     except EparaError as e:

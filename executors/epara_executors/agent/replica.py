@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from epara_executors.agent.buckets import ReplicaMeter
@@ -22,6 +23,7 @@ class Replica:
     rule: BatchRule = field(init=False)
     batch_s: Expected = field(init=False)  # one batch; one whole generation
     first_s: Expected = field(init=False)  # first token of a generation
+    observed_at: float = -math.inf  # when the worker last answered, by the event loop's clock
     queue: list[Job] = field(default_factory=list[Job])
     generating: int = 0  # generations in the worker
     loaded: Loaded | None = None
