@@ -143,6 +143,7 @@ def _route_spec(route: Route, target: Replica, topology: Topology) -> RouteSpec:
         address=address_of(target.server, topology),
         rate_per_s=route.rate * topology.services[route.service].events_per_work,
         network_ms=route.network_ms,
+        frames=target.frames,
     )
 
 

@@ -86,6 +86,7 @@ class RouteSpec:
     address: str  # of that server's executor
     rate_per_s: float
     network_ms: float
+    frames: int = 1  # consecutive frames of a stream that its replica takes in one batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

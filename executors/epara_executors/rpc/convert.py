@@ -92,6 +92,7 @@ def commit_to_pb(spec: ports.CommitSpec, fence: ports.Fence) -> pb.CommitRequest
                 address=r.address,
                 rate_per_s=r.rate_per_s,
                 network_ms=r.network_ms,
+                frames=r.frames,
             )
             for r in spec.routes
         ],
@@ -121,6 +122,7 @@ def commit_from_pb(m: pb.CommitRequest) -> ports.CommitSpec:
                 address=r.address,
                 rate_per_s=r.rate_per_s,
                 network_ms=r.network_ms,
+                frames=r.frames or 1,
             )
             for r in m.routes
         ),

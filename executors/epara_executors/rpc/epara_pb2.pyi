@@ -98,20 +98,22 @@ class GroupSpec(_message.Message):
     def __init__(self, group: _Optional[str] = ..., server: _Optional[str] = ..., device_type: _Optional[str] = ..., device_kind: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., tp: _Optional[int] = ..., pp: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantSpec, _Mapping]]] = ...) -> None: ...
 
 class RouteSpec(_message.Message):
-    __slots__ = ("service", "replica", "server", "address", "rate_per_s", "network_ms")
+    __slots__ = ("service", "replica", "server", "address", "rate_per_s", "network_ms", "frames")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
     NETWORK_MS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     service: str
     replica: str
     server: str
     address: str
     rate_per_s: float
     network_ms: float
-    def __init__(self, service: _Optional[str] = ..., replica: _Optional[str] = ..., server: _Optional[str] = ..., address: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., network_ms: _Optional[float] = ...) -> None: ...
+    frames: int
+    def __init__(self, service: _Optional[str] = ..., replica: _Optional[str] = ..., server: _Optional[str] = ..., address: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., network_ms: _Optional[float] = ..., frames: _Optional[int] = ...) -> None: ...
 
 class PeerSpec(_message.Message):
     __slots__ = ("service", "server", "address", "network_ms", "capacity_per_s")
