@@ -62,6 +62,7 @@ def group_spec(tenants: Sequence[Replica], topology: Topology, catalogue: Profil
         devices=first.devices,
         tp=first.tp,
         pp=first.pp,
+        parts=topology.device_types[first.device_type].parts,
         tenants=tuple(_tenant_spec(r, topology, catalogue) for r in sorted(tenants, key=lambda r: r.service)),
     )
 

@@ -74,6 +74,7 @@ class GroupSpec:
     tp: int
     pp: int
     tenants: tuple[TenantSpec, ...]
+    parts: int = 1  # a device is one of so many equal parts of an accelerator; device i lies on accelerator i // parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from epara_executors.channel import DEFAULT, ChannelSettings
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from epara_executors.tensors import AnyArray, from_array, to_array
@@ -25,7 +26,6 @@ STATUS_PARAMETER = "epara_status"
 RETRY_PARAMETER = "epara_retry_after_ms"
 RETRY_AFTER_KEY = "retry-after-ms"
 DEFAULT_TIMEOUT_S = 60.0
-_OPTIONS = (("grpc.max_receive_message_length", 256 * 2**20), ("grpc.max_send_message_length", 256 * 2**20))
 
 
 class InferError(FleetError):
@@ -150,8 +150,8 @@ def _spec_of(response: oip.ModelMetadataResponse) -> ModelSpec:
 class InferClient:
     """Blocking. One executor. Close it, or use it as a context."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, *, settings: ChannelSettings = DEFAULT) -> None:
+        self._channel = grpc.insecure_channel(address, options=settings.options, compression=settings.algorithm)
         self._stub: Any = GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> InferClient:
@@ -249,8 +249,8 @@ class InferClient:
 class AsyncInferClient:
     """Awaiting. One executor; any number of requests at a time."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, *, settings: ChannelSettings = DEFAULT) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=settings.options, compression=settings.algorithm)
         self._stub: Any = GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncInferClient:

@@ -30,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epara_executors.channel import COMPRESSIONS, ChannelSettings
 from epara_opt.errors import EparaError, FleetError, InputError, Violation
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 * 2**20
 DRAIN_GRACE_S = 30.0
 
 
@@ -61,6 +61,9 @@ class AgentOptions:
     threads_per_device: int = 1  # torch threads of a worker on CPU
     worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
     drain_grace_s: float = DRAIN_GRACE_S
+    max_message_mib: int = 256  # of requests and answers, both ways
+    compression: str = "none"  # of what is sent: none | deflate | gzip
+    pin_cpus: bool = False  # each CPU device's worker to cores of its own
     metrics: str = ""  # HOST:PORT to be scraped at; port 0: the system chooses; empty: nowhere
 
     def __post_init__(self) -> None:
@@ -76,6 +79,11 @@ class AgentOptions:
             raise InputError(
                 Violation(path="threads_per_device", law="expected >= 1", value=str(self.threads_per_device))
             )
+        _ = self.channel  # its own laws
+
+    @property
+    def channel(self) -> ChannelSettings:
+        return ChannelSettings(max_message_mib=self.max_message_mib, compression=self.compression)
 
 
 def _check_address(path: str, address: str) -> None:
@@ -128,7 +136,7 @@ def launcher_of(options: AgentOptions) -> WorkerLauncher:
         return EchoLauncher()
     from epara_executors.agent.torch_launcher import TorchLauncher
 
-    return TorchLauncher(options.model_root, threads_per_device=options.threads_per_device)
+    return TorchLauncher(options.model_root, threads_per_device=options.threads_per_device, pin_cpus=options.pin_cpus)
 
 
 async def _serve(options: AgentOptions) -> int:
@@ -168,15 +176,11 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     store = CommittedStore(options.state_dir)
     sockets = Path(tempfile.mkdtemp(prefix="epara-"))  # short: a Unix socket's path has at most 107 bytes
     executor = Executor(options.server, launcher=launcher, store=store, socket_dir=sockets, max_devices=max_devices)
-    peers = Peers(executor)
+    peers = Peers(executor, settings=options.channel)
     reader = StateReader(executor, energy=find_energy_reader())
     handler = RequestHandler(executor, peers, rng=random.Random())
-    message_limits = [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.so_reuseport", 0),  # so that an address in use is an error
-    ]
-    server = grpc.aio.server(options=message_limits)
+    settings = [*options.channel.options, ("grpc.so_reuseport", 0)]  # so that an address in use is an error
+    server = grpc.aio.server(options=settings, compression=options.channel.algorithm)
     health_aio: Any = grpc_health.aio  # pyright: ignore[reportAttributeAccessIssue]  imported only beside grpc.aio
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -276,6 +280,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-remote-hub", action="store_true", help="workers may download models")
     parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
     parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
+    parser.add_argument("--max-message-mib", type=int, default=256, help="largest request or answer")
+    parser.add_argument("--compression", default="none", choices=COMPRESSIONS, help="of what is sent")
+    parser.add_argument("--pin-cpus", action="store_true", help="each CPU device's worker to cores of its own")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="be scraped there; default: nowhere")
     given = parser.parse_args(argv)
     logging.basicConfig(
@@ -295,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 worker=given.worker,
                 drain_grace_s=given.drain_grace,
                 metrics=given.metrics,
+                max_message_mib=given.max_message_mib,
+                compression=given.compression,
+                pin_cpus=given.pin_cpus,
             )
         )
     except EparaError as e:

@@ -62,6 +62,7 @@ def group_to_pb(g: ports.GroupSpec) -> pb.GroupSpec:
         devices=g.devices,
         tp=g.tp,
         pp=g.pp,
+        parts=g.parts,
         tenants=[tenant_to_pb(t) for t in g.tenants],
     )
 
@@ -75,6 +76,7 @@ def group_from_pb(m: pb.GroupSpec) -> ports.GroupSpec:
         devices=tuple(m.devices),
         tp=m.tp,
         pp=m.pp,
+        parts=m.parts or 1,
         tenants=tuple(tenant_from_pb(t) for t in m.tenants),
     )
 
