@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, out, working
+from epara_opt.cli.output import Compression, JsonFlag, MaxMessage, TopologyArgument, emit, err, out, working
 from epara_opt.errors import FleetError, InputError, Violation
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ def executor(
     model_root: Annotated[Path, typer.Option(help="Local model sources are relative to it.")] = Path(),
     devices: Annotated[str, typer.Option(help='What it drives, e.g. "cpu:2,gpu:1"; found if empty.')] = "",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads per CPU device.")] = 1,
+    pin_cpus: Annotated[bool, typer.Option("--pin-cpus", help="Each CPU device's worker to cores of its own.")] = False,
     allow_remote_hub: Annotated[bool, typer.Option(help="Let workers download models from the hub.")] = False,
+    max_message_mib: MaxMessage = 256,
+    compression: Compression = "none",
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus; port 0 lets the system choose.")] = "",
     model_cache: Annotated[
         Path | None, typer.Option(help="Where fetched models are kept; in the state directory if omitted.")
@@ -52,7 +55,6 @@ def executor(
         float, typer.Option(help="Mbit/s for fetching models, and as much for giving them; 0: no cap.")
     ] = 0.0,
     serve_models: Annotated[bool, typer.Option(help="Let any peer read models' files from here.")] = False,
-    max_message_mib: Annotated[int, typer.Option(min=1, max=2047, help="Limit of a gRPC request or answer.")] = 256,
 ) -> None:
     """Serve one server of the edge: gRPC agent, request handler, and a worker process per device group."""
     from epara_executors.agent.main import AgentOptions, run
@@ -79,6 +81,8 @@ def executor(
         model_bandwidth_mbps=model_bandwidth_mbps,
         serve_models=serve_models,
         max_message_mib=max_message_mib,
+        compression=compression,
+        pin_cpus=pin_cpus,
     )
     raise typer.Exit(run(options))
 
@@ -216,13 +220,17 @@ def infer(
     stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they come.")] = False,
     seed: Annotated[int, typer.Option(help="For tensors that are not given: random ones.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds the call may take.")] = 30.0,
+    max_message_mib: MaxMessage = 256,
+    compression: Compression = "none",
     as_json: JsonFlag = False,
 ) -> None:
     """Send one request over the Open Inference Protocol and show the answer."""
     import numpy as np
+    from epara_executors.channel import ChannelSettings
     from epara_executors.infer_client import InferClient
 
-    with InferClient(address) as client:
+    settings = ChannelSettings(max_message_mib=max_message_mib, compression=compression)
+    with InferClient(address, settings=settings) as client:
         spec = client.metadata(service, timeout_s=timeout)
         inputs = _inputs(spec, text=text, files=input_ or [], rng=np.random.default_rng(seed))
         generates = any(o.name == "tokens" for o in spec.outputs)

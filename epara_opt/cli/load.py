@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, seconds
+from epara_opt.cli.output import Compression, JsonFlag, MaxMessage, TopologyArgument, emit, err, seconds
 from epara_opt.errors import InputError, Violation
 from epara_opt.report.load import LoadWindow
 
@@ -38,9 +38,12 @@ def load(
     scale: Annotated[float, typer.Option(min=0.001, help="Times the declared demand; streams are rounded.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of arrivals and inputs.")] = 0,
     max_requests: Annotated[int, typer.Option(min=1, help="Never more than so many.")] = 100_000,
+    max_message_mib: MaxMessage = 256,
+    compression: Compression = "none",
     as_json: JsonFlag = False,
 ) -> None:
     """Send the demand of TOPOLOGY to its executors and measure goodput and SLO attainment as clients see them."""
+    from epara_executors.channel import ChannelSettings
     from epara_executors.load import LoadGenerator, LoadRun
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -57,7 +60,14 @@ def load(
         def show(p: LoadProgress) -> None:
             bar.update(task, completed=p.elapsed_s, description=f"{p.done} answered, {p.outcomes['on_time']} on time")
 
-        generator = LoadGenerator(specs, duration_s=duration_s, seed=seed, max_requests=max_requests, on_progress=show)
+        generator = LoadGenerator(
+            specs,
+            duration_s=duration_s,
+            seed=seed,
+            max_requests=max_requests,
+            settings=ChannelSettings(max_message_mib=max_message_mib, compression=compression),
+            on_progress=show,
+        )
         report = LoadRun(generator).start().result()
     emit(report.to_dict(), load_table(totals(report)), as_json=as_json)
 

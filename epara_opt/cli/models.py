@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,12 @@ import typer
 
 from epara_opt.cli.output import JsonFlag, TopologyArgument, emit, err, require_writable
 from epara_opt.errors import InputError, Violation
+from epara_opt.report.cells import grid
 
 if TYPE_CHECKING:
+    from epara_executors.profiler import Progress
+    from rich.text import Text
+
     from epara_opt.domain.profile import ProfileRow
 
 app = typer.Typer(help="Small models of real architectures, made on the spot.", no_args_is_help=True)
@@ -56,18 +61,22 @@ def profile(
     service: Annotated[list[str] | None, typer.Option(help="Only this service; may be repeated.")] = None,
     shapes: Annotated[str, typer.Option(help="TPxPP, comma-separated.")] = "1x1",
     batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8",
+    frames: Annotated[str, typer.Option(help="Frames of a stream per batch, comma-separated.")] = "1",
+    incremental: Annotated[
+        bool,
+        typer.Option("--incremental", help="Only as many sizes in that range as it takes until the curve is known."),
+    ] = False,
+    within: Annotated[float, typer.Option(min=0.1, max=99, help="With --incremental: known within so many %.")] = 5.0,
     budget: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring per model and shape.")] = 4.0,
     model_root: Annotated[Path, typer.Option(help="Local model sources are relative to it.")] = Path(),
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure the models of TOPOLOGY on this machine's devices: latency, memory and load time over batch sizes."""
+    """Measure the models of TOPOLOGY on this machine's devices: latency, its error, memory and load time over sizes."""
     from epara_executors.profiler import profile_model
     from epara_executors.worker.launch import Launcher
-    from rich.table import Table
 
     from epara_opt.domain.service import Task
     from epara_opt.topology import load_topology, write_profiles
-    from epara_opt.units import bytes_to_gib
 
     loaded = load_topology(topology, with_profiles=False)
     edge = loaded.topology
@@ -85,14 +94,14 @@ def profile(
         raise InputError(Violation(path="out", law="expected --out, the topology names no profile file"))
     target = out or loaded.profile_files[-1]
     require_writable(target)
-    sizes = numbers_of(batches)
+    sizes, runs, pairs = numbers_of(batches), numbers_of(frames, "frames"), shapes_of(shapes)
     wanted = [s for s in edge.services.values() if not service or s.name in service]
     models = {s.model.profile_name: s for s in wanted}
-    rows = []
+    rows: list[ProfileRow] = []
     launcher = Launcher(model_root)
     launcher.start()
     try:
-        with err.status("profiling") as bar:
+        with measuring(len(models) * len(pairs), quiet=as_json) as show:
             for name, s in models.items():
                 longest = max((w.request.prompt_tokens for w in wanted if w.model.profile_name == name), default=0)
                 prompts = sorted({16, 64, longest} - {0}) if s.model.task is Task.TEXT_GENERATION else (16,)
@@ -102,15 +111,17 @@ def profile(
                     device_type.name,
                     model=name,
                     model_root=model_root,
-                    shapes=shapes_of(shapes),
+                    shapes=pairs,
                     batches=sizes,
+                    frames=runs,
                     prompt_tokens=prompts,
                     output_tokens=max(s.request.output_tokens, 8),
                     budget_s=budget,
                     device_kind=device_type.kind.value,
+                    tolerance=within / 100.0 if incremental else None,
                     command=("epara", *sys.argv[1:]),
                     launcher=launcher,
-                    progress=lambda text: bar.update(text),
+                    progress=show,
                 )
     finally:
         launcher.close()
@@ -118,14 +129,43 @@ def profile(
     write_profiles(
         [*kept, *rows], target, comment=f"Measured by `epara profile {topology.name}` on the machine named in source."
     )
-    table = Table("model", "tp x pp", "batch", "latency ms", "memory GiB", "load s", title=f"on {device_type.name}")
-    for r in rows:
-        ms = r.latency_ms if r.latency_ms is not None else r.decode_step_ms
-        shown = f"{ms:.2f}" if ms is not None else f"prefill {r.prefill_ms:.2f} ({r.prompt_tokens} tokens)"
-        memory = f"{bytes_to_gib(r.memory_bytes):.2f}"
-        table.add_row(r.model, f"{r.tp} x {r.pp}", str(r.batch * r.frames), shown, memory, f"{r.load_s:.1f}")
+    heads = ["model", "!tp x pp", "#batch", "#latency ms", "#± %", "#memory GiB", "#load s"]
+    table = grid(f"on {device_type.name}; ± is half the 95 % interval of the median", heads, [_shown(r) for r in rows])
     emit([asdict(r) for r in rows], table, as_json=as_json)
     err.print(f"{len(rows)} rows written to {target}", highlight=False)
+
+
+def _shown(r: ProfileRow) -> list[Text | str]:
+    from epara_opt.units import bytes_to_gib
+
+    ms = r.latency_ms if r.latency_ms is not None else r.decode_step_ms
+    shown = f"{ms:.2f}" if ms is not None else f"prefill {r.prefill_ms:.2f} ({r.prompt_tokens} tokens)"
+    error = f"{100 * r.error:.1f}" if r.error is not None else "unknown"
+    memory = f"{bytes_to_gib(r.memory_bytes):.2f}"
+    return [r.model, f"{r.tp} x {r.pp}", str(r.batch * r.frames), shown, error, memory, f"{r.load_s:.1f}"]
+
+
+@contextmanager
+def measuring(num_shapes: int, *, quiet: bool) -> Generator[Callable[[Progress], None]]:
+    """A bar over models and shapes on a terminal; what is worth keeping is said on stderr in any case."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    begun = 0
+    with Bar(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
+        task = bar.add_task("starting", total=num_shapes)
+
+        def show(step: Progress) -> None:
+            nonlocal begun
+            if step.is_note:
+                err.print(step.text, highlight=False, soft_wrap=True)
+                return
+            begun += step.total == 0  # a shape begins with its loading, of which nobody knows the length
+            done = begun - 1 + (step.done / step.total if step.total else 0.0)
+            bar.update(task, description=step.text, completed=done)
+
+        yield show
 
 
 def rows_beside(rows: Sequence[ProfileRow], target: Path) -> list[ProfileRow]:
@@ -138,12 +178,12 @@ def rows_beside(rows: Sequence[ProfileRow], target: Path) -> list[ProfileRow]:
     return [r for r in read_profiles([target]).rows if (r.model, r.device_type, r.tp, r.pp) not in measured]
 
 
-def numbers_of(text: str) -> tuple[int, ...]:
+def numbers_of(text: str, path: str = "batches") -> tuple[int, ...]:
     """'1,2,4' to (1, 2, 4)."""
     try:
         values = tuple(int(v) for v in text.split(","))
     except ValueError:
         values = ()
     if not values or min(values) < 1:
-        raise InputError(Violation(path="batches", law="expected whole numbers >= 1, comma-separated", value=text))
+        raise InputError(Violation(path=path, law="expected whole numbers >= 1, comma-separated", value=text))
     return values

@@ -19,6 +19,8 @@ out = Console()
 err = Console(stderr=True)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, nothing else.")]
+MaxMessage = Annotated[int, typer.Option(min=1, max=2047, help="Largest gRPC message, each way, in MiB.")]
+Compression = Annotated[str, typer.Option(help="Of gRPC messages that are sent: none, deflate or gzip.")]
 TopologyArgument = Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="Topology YAML.", show_default=False)]
 
 

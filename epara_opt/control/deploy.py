@@ -66,6 +66,7 @@ def group_spec(tenants: Sequence[Replica], topology: Topology, catalogue: Profil
         devices=first.devices,
         tp=first.tp,
         pp=first.pp,
+        parts=topology.device_types[first.device_type].parts,
         tenants=tuple(_tenant_spec(r, topology, catalogue) for r in sorted(tenants, key=lambda r: r.service)),
     )
 
@@ -177,6 +178,7 @@ def _route_spec(route: Route, target: Replica, topology: Topology) -> RouteSpec:
         address=address_of(target.server, topology),
         rate_per_s=route.rate * topology.services[route.service].events_per_work,
         network_ms=route.network_ms,
+        frames=target.frames,
     )
 
 

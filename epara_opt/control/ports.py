@@ -74,6 +74,7 @@ class GroupSpec:
     tp: int
     pp: int
     tenants: tuple[TenantSpec, ...]
+    parts: int = 1  # a device is one of so many equal parts of an accelerator; device i lies on accelerator i // parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,7 @@ class RouteSpec:
     address: str  # of that server's executor
     rate_per_s: float
     network_ms: float
+    frames: int = 1  # consecutive frames of a stream that its replica takes in one batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ class ProfileRow:
     memory_bytes: int  # per device, weights and activations (and KV cache at this batch)
     load_s: float  # from cold until it can serve
     source: str  # where the number comes from
+    error: float | None = None  # of the time: half its 95 % confidence interval, relative; None: not known
     file: str = ""
     line: int = 0
 
@@ -60,6 +61,7 @@ class ProfileRow:
             value = getattr(self, key)
             need(value is None or 0 < value < float("inf"), key, "expected a finite number > 0", value)
         need(self.layers is None or self.pp == 1, "layers", "expected for pp 1 alone: a slice is one stage", self.pp)
+        need(self.error is None or 0 <= self.error < float("inf"), "error", "expected a finite number >= 0", self.error)
         need(0 <= self.load_s < float("inf"), "load_s", "expected a finite number >= 0", self.load_s)
         need(bool(self.source.strip()), "source", "expected where the number comes from", "nothing")
         if found:

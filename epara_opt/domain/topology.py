@@ -38,9 +38,16 @@ class DeviceType:
     name: str
     memory_bytes: int  # per device, runtime reserve already removed
     kind: DeviceKind
+    parts: int = 1  # a device of this type is one of so many equal parts of an accelerator (spatial sharing)
 
     def __post_init__(self) -> None:
         _positive(f"device_types.{self.name}.memory_gib", self.memory_bytes)
+        path, value = f"device_types.{self.name}.parts", str(self.parts)
+        if not 1 <= self.parts <= 100:
+            raise InputError(Violation(path=path, law="expected 1 .. 100", value=value))
+        if self.parts > 1 and self.kind is not DeviceKind.GPU:
+            law = "expected kind gpu: only its parts can be assigned"
+            raise InputError(Violation(path=path, law=law, value=f"{value} of kind {self.kind.value}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,11 @@ class SmoothWeighted:
 
 @dataclass(slots=True)
 class _Stream:
-    routes: SmoothWeighted
+    shares: Mapping[str, float]  # frames per second that it takes of each of its routes
+    turns: SmoothWeighted  # of runs
     seen_at: float
+    route: str = ""  # of the run under way
+    left: int = 0  # frames of that run still to come
 
 
 @dataclass(slots=True)
@@ -45,11 +48,13 @@ class StreamTable:
 
     A new stream takes the route with the most rate not yet taken by other streams; if that is less than the
     stream's fps, further routes are added until the rate suffices (DP: its frames then go round robin over them,
-    weighted). It keeps them while frames come, so that consecutive frames meet in one batch (MF).
+    weighted). It keeps them while frames come, so that consecutive frames meet in one batch (MF). Where a route's
+    replica batches several frames, they go to it as a run of so many, and the turns are turns of runs.
     """
 
     fps: float
     rates: Mapping[str, float]  # key of a route to frames per second
+    frames: Mapping[str, int] = field(default_factory=dict[str, int])  # key of a route to frames of a run; 1 if absent
     forget_after_s: float = 5.0
     _streams: dict[str, _Stream] = field(default_factory=dict[str, _Stream])
     _taken: dict[str, float] = field(default_factory=dict[str, float])
@@ -59,17 +64,33 @@ class StreamTable:
         self._forget(now)
         known = self._streams.get(stream)
         if known is None:
-            known = _Stream(self._assign(), now)
-            self._streams[stream] = known
+            shares = self._assign()
+            turns = SmoothWeighted({k: share / self._run(k) for k, share in shares.items()})
+            known = self._streams[stream] = _Stream(shares, turns, now)
         known.seen_at = now
-        return known.routes.choose(among)
+        if known.left > 0 and (among is None or known.route in among):
+            known.left -= 1
+            return known.route
+        chosen = known.turns.choose(among)
+        if chosen is not None:
+            known.route, known.left = chosen, self._run(chosen) - 1
+        return chosen
+
+    def end(self, stream: str) -> None:
+        """The stream says that it is over: its rate is free at once. Nothing where it is not known."""
+        known = self._streams.pop(stream, None)
+        for key, share in known.shares.items() if known is not None else ():
+            self._taken[key] -= share
 
     def num_streams(self, now: float) -> int:
         """Streams seen lately."""
         self._forget(now)
         return len(self._streams)
 
-    def _assign(self) -> SmoothWeighted:
+    def _run(self, key: str) -> int:
+        return max(1, self.frames.get(key, 1))
+
+    def _assign(self) -> dict[str, float]:
         free = {k: rate - self._taken.get(k, 0.0) for k, rate in self.rates.items()}
         weights: dict[str, float] = {}
         need = self.fps
@@ -82,9 +103,8 @@ class StreamTable:
                 need -= share
         for key, share in weights.items():
             self._taken[key] = self._taken.get(key, 0.0) + share
-        return SmoothWeighted(weights)
+        return weights
 
     def _forget(self, now: float) -> None:
         for name in [n for n, s in self._streams.items() if now - s.seen_at > self.forget_after_s]:
-            for key, share in self._streams.pop(name).routes.weights.items():
-                self._taken[key] -= share
+            self.end(name)

@@ -121,7 +121,8 @@ def _reindexed(violation: Violation, spots: dict[str, list[int]]) -> Violation:
 
 
 def _device_type(name: str, value: dict[str, Any]) -> DeviceType:
-    return DeviceType(name=name, memory_bytes=gib_to_bytes(value["memory_gib"]), kind=DeviceKind(value["kind"]))
+    memory_bytes, kind = gib_to_bytes(value["memory_gib"]), DeviceKind(value["kind"])
+    return DeviceType(name=name, memory_bytes=memory_bytes, kind=kind, parts=value.get("parts", 1))
 
 
 def _server(value: dict[str, Any]) -> Server:

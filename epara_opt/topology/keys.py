@@ -54,6 +54,10 @@ DEVICE_TYPE = Record(
             kind=POSITIVE, required=True, about="memory of one device in GiB, runtime reserve already removed"
         ),
         "kind": Key(kind=choice(DeviceKind), required=True, about="what the device is"),
+        "parts": Key(
+            kind=Number(integer=True, least=1, most=100),
+            about="a device is one of so many equal parts of a GPU, default 1",
+        ),
     }
 )
 

@@ -19,9 +19,9 @@ COLUMNS = (
     "model", "device", "tp", "pp", "batch", "frames", "latency_ms", "interval_ms", "prefill_ms", "prompt_tokens",
     "decode_step_ms", "memory_gib", "load_s", "source",
 )  # fmt: skip
-OPTIONAL = ("layers",)  # may be absent: only slices of models have them
+OPTIONAL = ("layers", "error")  # may be absent: of slices of models; of what was measured here
 _WHOLE = ("tp", "pp", "batch", "frames", "prompt_tokens", "layers")
-_REAL = ("latency_ms", "interval_ms", "prefill_ms", "decode_step_ms", "memory_gib", "load_s")
+_REAL = ("latency_ms", "interval_ms", "prefill_ms", "decode_step_ms", "memory_gib", "load_s", "error")
 _REQUIRED = ("model", "device", "memory_gib", "load_s", "source")
 
 
@@ -44,7 +44,8 @@ def read_profiles(paths: Iterable[Path]) -> ProfileCatalogue:
 def write_profiles(rows: Sequence[ProfileRow], path: Path, *, append: bool = False, comment: str = "") -> None:
     """Write rows; `append` adds to a file that has the header already. `comment` goes above the header."""
     extend = append and path.is_file() and path.stat().st_size > 0
-    columns = _header(path) if extend else COLUMNS + (OPTIONAL if any(r.layers for r in rows) else ())
+    used = tuple(c for c in OPTIONAL if any(getattr(r, c) is not None for r in rows))
+    columns = _header(path) if extend else COLUMNS + used
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a" if extend else "w", encoding="utf-8", newline="") as stream:
         if not extend:
@@ -134,7 +135,7 @@ def _row(cells: dict[str, str], path: Path, line: int, found: list[Violation]) -
             fail(key, "expected a whole number", text)
     real: dict[str, float | None] = {}
     for key in _REAL:
-        text = cells[key]
+        text = cells.get(key, "")
         real[key] = None
         try:
             real[key] = float(text) if text else None
@@ -164,6 +165,7 @@ def _row(cells: dict[str, str], path: Path, line: int, found: list[Violation]) -
             prompt_tokens=whole["prompt_tokens"],
             decode_step_ms=real["decode_step_ms"],
             layers=whole["layers"],
+            error=real["error"],
             memory_bytes=gib_to_bytes(real["memory_gib"] or 0.0),
             load_s=real["load_s"] or 0.0,
             source=cells["source"],

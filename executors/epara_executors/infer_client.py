@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from epara_executors.channel import DEFAULT, ChannelSettings
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from epara_executors.tensors import AnyArray, from_array, to_array
@@ -25,13 +26,13 @@ STATUS_PARAMETER = "epara_status"
 RETRY_PARAMETER = "epara_retry_after_ms"
 RETRY_AFTER_KEY = "retry-after-ms"
 DEFAULT_TIMEOUT_S = 60.0
-_OPTIONS = (("grpc.max_receive_message_length", 256 * 2**20), ("grpc.max_send_message_length", 256 * 2**20))
 
 
 class InferError(FleetError):
     """A request that was not answered."""
 
-    def __init__(self, status: grpc.StatusCode, message: str, *, retry_after_ms: int = 0) -> None:
+    def __init__(self, status: grpc.StatusCode, message: str, *, retry_after_ms: int = 0, id: str = "") -> None:
+        self.id = id  # of the request, where several share a call
         self.status = status
         self.message = message
         self.retry_after_ms = retry_after_ms
@@ -107,12 +108,34 @@ def _error_of(error: Any) -> InferError:
 
 
 def _streamed(response: oip.ModelStreamInferResponse) -> InferAnswer:
+    made = _answer_or_error(response)
+    if isinstance(made, InferError):
+        raise made
+    return made
+
+
+def _answer_or_error(response: oip.ModelStreamInferResponse) -> InferAnswer | InferError:
     if not response.error_message:
         return answer_of(response.infer_response)
     params = _plain(response.infer_response.parameters)
     status = grpc.StatusCode.__members__.get(str(params.get(STATUS_PARAMETER)), grpc.StatusCode.UNKNOWN)
     message = response.error_message.removeprefix(f"[{status.name}] ")
-    raise InferError(status, message, retry_after_ms=int(params.get(RETRY_PARAMETER, 0)))
+    retry_after_ms = int(params.get(RETRY_PARAMETER, 0))
+    return InferError(status, message, retry_after_ms=retry_after_ms, id=response.infer_response.id)
+
+
+def _frame(
+    model: str, inputs: Mapping[str, AnyArray], index: int, stream: str, params: Mapping[str, Scalar] | None
+) -> oip.ModelInferRequest:
+    named = {"stream": stream} if stream else {}
+    return request_of(model, inputs, params={**(params or {}), **named, "frame": index}, request_id=str(index))
+
+
+def _framed(
+    model: str, frames: Iterable[Mapping[str, AnyArray]], stream: str, params: Mapping[str, Scalar] | None
+) -> Iterator[oip.ModelInferRequest]:
+    for index, inputs in enumerate(frames):
+        yield _frame(model, inputs, index, stream, params)
 
 
 def _spec_of(response: oip.ModelMetadataResponse) -> ModelSpec:
@@ -127,8 +150,8 @@ def _spec_of(response: oip.ModelMetadataResponse) -> ModelSpec:
 class InferClient:
     """Blocking. One executor. Close it, or use it as a context."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, *, settings: ChannelSettings = DEFAULT) -> None:
+        self._channel = grpc.insecure_channel(address, options=settings.options, compression=settings.algorithm)
         self._stub: Any = GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> InferClient:
@@ -179,6 +202,30 @@ class InferClient:
         except grpc.RpcError as e:
             raise _error_of(e) from None
 
+    def frames(
+        self,
+        model: str,
+        frames: Iterable[Mapping[str, AnyArray]],
+        *,
+        stream: str = "",
+        params: Mapping[str, Scalar] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Iterator[InferAnswer | InferError]:
+        """A stream of frames over one call: what comes back stands in their order, a refusal in its frame's place.
+
+        Frames are sent as `frames` gives them, while answers come. `id` of an answer is the frame's index. Of a
+        service without frames per second, order is kept only where `stream` names one. Leaving the loop ends the
+        stream. timeout_s is of the whole call. Raises InferError where the call itself ends badly.
+        """
+        call = self._stub.ModelStreamInfer(_framed(model, frames, stream, params), timeout=timeout_s)
+        try:
+            for response in call:
+                yield _answer_or_error(response)
+        except grpc.RpcError as e:
+            raise _error_of(e) from None
+        finally:
+            call.cancel()
+
     def stream(
         self,
         model: str,
@@ -202,8 +249,8 @@ class InferClient:
 class AsyncInferClient:
     """Awaiting. One executor; any number of requests at a time."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, *, settings: ChannelSettings = DEFAULT) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=settings.options, compression=settings.algorithm)
         self._stub: Any = GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncInferClient:
@@ -241,6 +288,32 @@ class AsyncInferClient:
             return answer_of(await self._stub.ModelInfer(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as e:
             raise _error_of(e) from None
+
+    async def frames(
+        self,
+        model: str,
+        frames: AsyncIterable[Mapping[str, AnyArray]],
+        *,
+        stream: str = "",
+        params: Mapping[str, Scalar] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> AsyncIterator[InferAnswer | InferError]:
+        """As InferClient.frames."""
+
+        async def requests() -> AsyncIterator[oip.ModelInferRequest]:
+            index = 0
+            async for inputs in frames:
+                yield _frame(model, inputs, index, stream, params)
+                index += 1
+
+        call = self._stub.ModelStreamInfer(requests(), timeout=timeout_s)
+        try:
+            async for response in call:
+                yield _answer_or_error(response)
+        except grpc.aio.AioRpcError as e:
+            raise _error_of(e) from None
+        finally:
+            call.cancel()
 
     async def stream(
         self,

@@ -19,6 +19,7 @@ from typing import Any, cast
 import grpc
 import numpy as np
 
+from epara_executors.channel import DEFAULT, ChannelSettings
 from epara_executors.infer_client import AsyncInferClient, InferError, ModelSpec, Scalar, request_of
 from epara_executors.load_inputs import random_inputs
 from epara_executors.load_report import OUTCOMES, LoadReport, RequestRecord
@@ -42,13 +43,14 @@ class LoadProgress:
 class _Clients:
     """One channel per address, shared by all specs; descriptions of models fetched once."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ChannelSettings) -> None:
+        self._settings = settings
         self._open: dict[str, AsyncInferClient] = {}
         self._models: dict[str, ModelSpec] = {}
 
     def at(self, address: str) -> AsyncInferClient:
         if address not in self._open:
-            self._open[address] = AsyncInferClient(address)
+            self._open[address] = AsyncInferClient(address, settings=self._settings)
         return self._open[address]
 
     async def describe(self, spec: LoadSpec) -> ModelSpec:
@@ -128,6 +130,7 @@ class LoadGenerator:
         max_requests: int = 100_000,
         max_in_flight: int = 1_000,
         timeout_factor: float = 3.0,
+        settings: ChannelSettings = DEFAULT,
         on_progress: Callable[[LoadProgress], None] | None = None,
         progress_every_s: float = 1.0,
     ) -> None:
@@ -138,6 +141,7 @@ class LoadGenerator:
         self._max_requests = max_requests
         self._max_in_flight = max_in_flight
         self._timeout_factor = timeout_factor
+        self._settings = settings
         self._on_progress = on_progress
         self._progress_every_s = progress_every_s
         self._records: list[RequestRecord] = []
@@ -163,7 +167,7 @@ class LoadGenerator:
 
     async def run(self) -> LoadReport:
         """Raises ExecutorUnreachable if a service cannot be described anywhere before the load begins."""
-        clients = _Clients()
+        clients = _Clients(self._settings)
         try:
             populations = [await self._population(i, spec, clients) for i, spec in enumerate(self._specs)]
             return await self._send_all(populations)

@@ -63,3 +63,18 @@ def test_a_replica_without_profile_is_named(plan: Plan) -> None:
     odd = replace(plan, replicas=(replace(plan.replicas[0], tp=2, devices=(0, 1)),))
     with pytest.raises(InputError, match=r"label@a.*expected a profile of models/label on gpu, got none for tp2 pp1"):
         group_specs(odd.replicas, TOPOLOGY, CATALOGUE)
+
+
+def test_a_route_says_how_many_frames_its_replica_batches(plan: Plan) -> None:
+    replicas = {r.id: r for r in plan.replicas}
+    for spec in commit_specs(plan, TOPOLOGY, CATALOGUE).values():
+        assert all(r.frames == replicas[r.replica].frames for r in spec.routes)
+    batched = replace(plan, replicas=tuple(replace(r, frames=2, batch=1) for r in plan.replicas))
+    assert {r.frames for s in commit_specs(batched, TOPOLOGY, CATALOGUE).values() for r in s.routes} == {2}
+
+
+def test_a_group_says_what_part_of_a_gpu_its_device_is(plan: Plan) -> None:
+    halves = {name: replace(t, parts=2) for name, t in TOPOLOGY.device_types.items()}
+    specs = commit_specs(plan, replace(TOPOLOGY, device_types=halves), CATALOGUE)
+    assert {g.parts for s in specs.values() for g in s.groups} == {2}
+    assert {g.parts for s in commit_specs(plan, TOPOLOGY, CATALOGUE).values() for g in s.groups} == {1}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from epara_opt.domain.service import RequestShape
-from epara_opt.domain.topology import DevicePool, Link
+from epara_opt.domain.topology import DeviceKind, DevicePool, DeviceType, Link
 from epara_opt.errors import InputError
 
 
@@ -98,3 +98,16 @@ def test_demand_and_weights_are_finite(make, value: float) -> None:
         make.offer("classify", "a", value)
     with pytest.raises(InputError, match=r"services.classify.weight: expected a finite number > 0"):
         make.latency("classify", weight=value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "words"),
+    [
+        ("gpu", 0, r"device_types.x.parts: expected 1 .. 100, got 0"),
+        ("gpu", 101, r"device_types.x.parts: expected 1 .. 100, got 101"),
+        ("cpu", 2, r"device_types.x.parts: expected kind gpu: only its parts can be assigned, got 2 of kind cpu"),
+    ],
+)
+def test_parts_of_a_device_are_of_a_gpu_and_not_too_many(kind: str, parts: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        DeviceType(name="x", memory_bytes=1, kind=DeviceKind(kind), parts=parts)

@@ -3,7 +3,18 @@ from collections import Counter
 
 import pytest
 
-from epara_opt.policy.offload import MAX_HOPS, STALE_AFTER_S, PeerView, choose_peer, eligible
+from epara_opt.policy.offload import (
+    FAN_OUT,
+    MAX_HOPS,
+    STALE_AFTER_S,
+    SYNC_EVERY_S,
+    PeerView,
+    alive_for_s,
+    choose_peer,
+    eligible,
+    next_to_ask,
+    turns_around,
+)
 
 
 def peer(server, *, idle=1.0, response_ms=10.0, network_ms=5.0, age_s=0.1):
@@ -40,3 +51,35 @@ def test_a_request_that_has_hopped_enough_goes_nowhere():
 def test_any_draw_below_one_names_somebody():
     peers = [peer("a", idle=0.1), peer("b", idle=0.2)]
     assert choose_peer(peers, remaining_ms=100, visited=(), hops=0, draw=1 - 1e-16).server == "b"
+
+
+def exchanges(num_others, num_turns, heard):
+    """Greatest number of turns in which some other server was neither asked nor heard of. heard(turn): who spoke."""
+    last = dict.fromkeys(map(str, range(num_others)), -1.0)
+    worst = 0.0
+    for turn in range(num_turns):
+        asked = next_to_ask(last)
+        assert len(asked) == min(FAN_OUT, num_others)
+        last |= dict.fromkeys(asked, float(turn))
+        last |= dict.fromkeys(heard(turn), turn + 0.5)
+        worst = max(worst, turn - min(last.values()))
+    return worst
+
+
+@pytest.mark.parametrize("num_others", [1, 8, 9, 30, 100])
+def test_every_other_server_is_heard_of_within_the_turns_that_a_bounded_fan_out_needs(num_others):
+    quiet = exchanges(num_others, 200, heard=lambda turn: ())
+    rng = random.Random(5)
+    talkative = exchanges(num_others, 200, heard=lambda turn: [str(rng.randrange(num_others)) for _ in range(FAN_OUT)])
+    assert quiet == turns_around(num_others) - 1
+    assert talkative <= quiet
+
+
+def test_thirty_neighbours_are_fresh_enough_to_offload_to_at_any_time():
+    assert turns_around(30) * SYNC_EVERY_S <= STALE_AFTER_S
+
+
+def test_silence_is_forgiven_for_two_rounds_of_turns():
+    assert alive_for_s(30) == pytest.approx(2 * 4 * SYNC_EVERY_S)
+    assert alive_for_s(3) == STALE_AFTER_S
+    assert alive_for_s(100) == pytest.approx(2 * 13 * SYNC_EVERY_S)

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import groupby
 
 import pytest
 
@@ -45,3 +46,27 @@ def test_a_stream_whose_routes_are_all_down_gets_none():
     table = StreamTable(10.0, {"a": 10.0, "b": 10.0})
     assert table.choose("s", now=0.0) == "a"
     assert table.choose("s", now=0.1, among={"b"}) is None
+
+
+def test_frames_go_as_runs_to_replicas_that_batch_them():
+    table = StreamTable(30.0, {"a": 15.0, "b": 15.0}, {"a": 4, "b": 2})
+    chosen = "".join(table.choose("s", now=0.0) or "" for _ in range(48))
+    assert Counter(chosen) == {"a": 24, "b": 24}
+    runs = ["".join(g) for _, g in groupby(chosen)]
+    assert {len(r) % 4 for r in runs if r[0] == "a"} == {0}
+    assert {len(r) % 2 for r in runs if r[0] == "b"} == {0}
+
+
+def test_a_run_whose_replica_is_lost_goes_on_elsewhere():
+    table = StreamTable(30.0, {"a": 15.0, "b": 15.0}, {"a": 4, "b": 4})
+    assert [table.choose("s", now=0.0) for _ in range(2)] == ["a", "a"]
+    assert [table.choose("s", now=0.0, among={"b"}) for _ in range(2)] == ["b", "b"]
+
+
+def test_a_stream_that_says_it_is_over_gives_its_rate_back_at_once():
+    table = StreamTable(10.0, {"a": 10.0, "b": 9.0})
+    assert table.choose("s1", now=0.0) == "a"
+    table.end("s1")
+    table.end("never heard of")
+    assert table.choose("s2", now=0.0) == "a"
+    assert table.num_streams(0.0) == 1

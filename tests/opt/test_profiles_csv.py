@@ -186,3 +186,11 @@ def test_everything_wrong_in_all_files_is_told_at_once() -> None:
         "a.csv:2: latency_ms: expected a number, got x",
         "b.csv:2: memory_gib: expected a number, got y",
     ]
+
+
+def test_the_error_of_a_measurement_is_kept_and_may_be_unknown(tmp_path):
+    path = tmp_path / "p.csv"
+    write_profiles([row(error=0.031), row(batch=2)], path)
+    assert [r.error for r in read_profiles([path]).rows] == [0.031, None]
+    with pytest.raises(InputError, match=r"error: expected a finite number >= 0, got -0\.1"):
+        row(error=-0.1)

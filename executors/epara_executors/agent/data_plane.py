@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from epara_executors.agent.decode import set_parameter
+from epara_executors.agent.call_streams import CallStreams, Frame, stream_error
 from epara_executors.agent.executor import Executor
-from epara_executors.agent.handler import RETRY_PARAMETER, STATUS_PARAMETER, RequestHandler
+from epara_executors.agent.handler import RequestHandler
 from epara_executors.agent.peers import RETRY_AFTER_KEY, PeerLost, Peers
 from epara_executors.agent.requests import NotOffered, Passport, Refusal, Unavailable, UnknownService
 from epara_executors.agent.routing_table import ServiceRouting
@@ -18,8 +19,15 @@ from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceServ
 
 PLATFORM = "epara_torch"
 MAX_PIPELINED = 64  # requests of one ModelStreamInfer call that are handled at a time
-HANDLED, ENDED = "handled", "ended"  # of one request of a stream, and of all
 PLACEMENT_IS_PLANNED = "what is loaded where is the planner's choice: change the topology's services or demand instead"
+
+
+class _Mark(enum.Enum):
+    """What stands between responses in an outbox."""
+
+    LEFT = enum.auto()  # a request's last response stands before this
+    END = enum.auto()
+
 
 Context = Any  # grpc.aio.ServicerContext, whose type parameters nobody fills
 
@@ -91,18 +99,22 @@ class DataPlane(GRPCInferenceServiceServicer):
     async def ModelStreamInfer(  # noqa: N802
         self, request_iterator: AsyncIterator[oip.ModelInferRequest], context: Context
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
-        """Requests are handled as they come, side by side; responses go out as they are made, matched by id.
+        """Requests are handled as they come, side by side.
 
-        A request keeps its place until its last response is on its way, so that a client that reads slowly, or not at
-        all, has MAX_PIPELINED requests' answers lying here and no more.
+        Frames of a stream are answered in their order (`in_order`); everything else as soon as it can be, matched by
+        id. A place is free again once the last response of its request has been taken by the transport, so that a
+        client that reads slowly is read slowly.
         """
         try:
             passport = _passport(context)
         except Refusal as e:
             await _abort(context, e)
-        outbox: asyncio.Queue[oip.ModelStreamInferResponse | str] = asyncio.Queue()
+        outbox: asyncio.Queue[oip.ModelStreamInferResponse | _Mark] = asyncio.Queue()
         places = asyncio.Semaphore(MAX_PIPELINED)
         running: set[asyncio.Task[None]] = set()
+        streams = CallStreams(
+            self._executor, self._peers, let_out=outbox.put_nowait, left=lambda: outbox.put_nowait(_Mark.LEFT)
+        )
 
         async def handle(request: oip.ModelInferRequest) -> None:
             def on_response(response: oip.ModelInferResponse) -> None:
@@ -113,32 +125,53 @@ class DataPlane(GRPCInferenceServiceServicer):
                     request, passport, call_remaining_s=context.time_remaining(), on_response=on_response
                 )
             except Refusal as e:
-                outbox.put_nowait(_stream_error(request, e))
+                outbox.put_nowait(stream_error(request, e))
             finally:
-                outbox.put_nowait(HANDLED)
+                outbox.put_nowait(_Mark.LEFT)
+
+        async def handle_frame(request: oip.ModelInferRequest, frame: Frame) -> None:
+            try:
+                await self._handler.infer(
+                    request,
+                    passport,
+                    call_remaining_s=context.time_remaining(),
+                    on_response=frame.respond,
+                    on_ticket=frame.opened,
+                )
+            except Refusal as e:
+                frame.place.answer(stream_error(request, e))
+            finally:
+                frame.place.end()
 
         async def read_all() -> None:
             try:
                 async for request in request_iterator:
                     await places.acquire()
-                    task = asyncio.create_task(handle(request))
+                    frame = streams.enter(request) if passport.is_entry else None
+                    task = asyncio.create_task(handle(request) if frame is None else handle_frame(request, frame))
+                    if frame is not None:
+                        frame.task = task
                     running.add(task)
                     task.add_done_callback(running.discard)
                 if running:
-                    await asyncio.gather(*running)
+                    done, _ = await asyncio.wait(running)
+                    for error in (t.exception() for t in done if not t.cancelled()):  # a frame given up is cancelled
+                        if error is not None:
+                            raise error
             finally:
-                outbox.put_nowait(ENDED)
+                outbox.put_nowait(_Mark.END)
 
         reading = asyncio.create_task(read_all())
         try:
-            while (item := await outbox.get()) is not ENDED:
-                if isinstance(item, str):
+            while (item := await outbox.get()) is not _Mark.END:
+                if isinstance(item, _Mark):
                     places.release()
                 else:
                     yield item
             await reading
         finally:
             reading.cancel()
+            streams.close()
             for task in tuple(running):
                 task.cancel()
 
@@ -182,13 +215,3 @@ async def _abort(context: Context, refusal: Refusal) -> NoReturn:
     trailing = ((RETRY_AFTER_KEY, str(refusal.retry_after_ms)),) if refusal.retry_after_ms else ()
     await context.abort(refusal.status, refusal.message, trailing)
     raise refusal
-
-
-def _stream_error(request: oip.ModelInferRequest, refusal: Refusal) -> oip.ModelStreamInferResponse:
-    response = oip.ModelStreamInferResponse(error_message=f"[{refusal.status.name}] {refusal.message}")
-    response.infer_response.model_name = request.model_name
-    response.infer_response.id = request.id
-    set_parameter(response.infer_response.parameters[STATUS_PARAMETER], refusal.status.name)
-    if refusal.retry_after_ms:
-        set_parameter(response.infer_response.parameters[RETRY_PARAMETER], refusal.retry_after_ms)
-    return response

@@ -16,7 +16,9 @@ from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.tensors import ITEM_BYTES, NUMPY_OF, join_bytes, num_elements, split_bytes
 from epara_executors.worker.frames import Tensor
 
-GENERAL_PARAMETERS = frozenset({"timeout", "priority", "stream", "frame"})
+GENERAL_PARAMETERS = frozenset(
+    {"timeout", "priority", "stream", "frame", "sequence_id", "sequence_start", "sequence_end"}
+)
 GENERATION_PARAMETERS = frozenset({"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "stops"})
 _CONTENTS_OF = {
     "BOOL": "bool_contents",
@@ -58,6 +60,24 @@ def integer(params: Mapping[str, Scalar], key: str, *, default: int, model: str)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise BadRequest(f"{model}: parameter {key!r}: expected an integer >= 0, got {value!r}")
     return value
+
+
+def stream_of(params: Mapping[str, Scalar], *, model: str) -> tuple[str, bool]:
+    """(the stream that a frame belongs to, empty if none; whether it is the stream's last), under either of its names.
+
+    `sequence_id` is Triton's: a text or an integer, of which 0 and "" mean none; `sequence_start` says nothing here.
+    """
+    for key in ("sequence_start", "sequence_end"):
+        if not isinstance(params.get(key, False), bool):
+            raise BadRequest(f"{model}: parameter {key!r}: expected true or false, got {params[key]!r}")
+    stream, sequence = params.get("stream", ""), params.get("sequence_id", "")
+    if isinstance(sequence, (bool, float)):
+        raise BadRequest(f"{model}: parameter 'sequence_id': expected a text or an integer, got {sequence!r}")
+    if not isinstance(stream, str):
+        stream = ""
+    if sequence and stream:
+        raise BadRequest(f"{model}: expected one of the parameters 'stream' and 'sequence_id', got both")
+    return stream or (str(sequence) if sequence else ""), params.get("sequence_end") is True
 
 
 def inputs_of(request: oip.ModelInferRequest, declared: Sequence[TensorDecl]) -> list[Tensor]:

@@ -155,6 +155,7 @@ class Executor:
                 f"{spec.group}.devices: expected tp x pp = {spec.tp * spec.pp}, got {len(spec.devices)}",
             )
         limit = self._max_devices.get(spec.device_kind)
+        limit = limit * spec.parts if limit is not None else None
         if limit is not None and spec.devices and max(spec.devices) >= limit:
             raise ExecutorRefused(
                 self.server,

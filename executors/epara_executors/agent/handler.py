@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -81,10 +81,12 @@ class RequestHandler:
         *,
         call_remaining_s: float | None,
         on_response: OnResponse | None = None,
+        on_ticket: Callable[[Ticket], None] | None = None,
     ) -> oip.ModelInferResponse | None:
         """Answer one request. Raises Refusal.
 
-        With on_response (a stream), every response goes there as it comes, and None is returned.
+        With on_response (a stream), every response goes there as it comes, and None is returned. on_ticket is called
+        once the request is checked and its deadlines are known.
         """
         try:
             ticket = open_ticket(
@@ -99,6 +101,8 @@ class RequestHandler:
             if passport.is_entry:
                 self._count_unknown(request.model_name)
             raise
+        if on_ticket is not None:
+            on_ticket(ticket)
         counters = self._executor.counters.get(request.model_name)
         if counters is None:
             counters = self._executor.counters[request.model_name] = ServiceCounters(request.model_name)
@@ -114,7 +118,10 @@ class RequestHandler:
             counters.late += 1
             raise
         except BaseException:  # a client that left counts as failed too
-            counters.failed += 1
+            if ticket.given_up:
+                counters.late += 1
+            else:
+                counters.failed += 1
             raise
         now = asyncio.get_running_loop().time()
         latency_ms = 1000.0 * (now - ticket.arrived_at)
@@ -199,7 +206,10 @@ class RequestHandler:
             usable = self._usable_routes(routing, finish, shunned, remaining_ms, now)
             name = None
             if ticket.stream:
-                name = routing.streams(ticket.fps).choose(ticket.stream, now=now, among=usable)
+                table = routing.streams(ticket.fps)
+                name = table.choose(ticket.stream, now=now, among=usable)
+                if ticket.ends_stream:
+                    table.end(ticket.stream)
             if name is None:
                 name = routing.weighted.choose(usable)
             if name is not None and name in finish:
@@ -210,6 +220,10 @@ class RequestHandler:
                 if peer is not None:
                     return _There(peer, route.network_ms)
         if finish:
+            if ticket.stream and len(finish) > 1:  # consecutive frames from a peer shall meet here, too
+                name = routing.streams_here(ticket.fps).choose(ticket.stream, now=now, among=finish)
+                if name is not None:
+                    return _Here(*routing.hosted[name])
             return _Here(*routing.hosted[min(finish, key=lambda n: finish[n])])
         if not may_forward:
             return None

@@ -33,6 +33,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epara_executors.channel import COMPRESSIONS, ChannelSettings
 from epara_opt.errors import EparaError, FleetError, InputError, Violation
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_MIB = 256
 DRAIN_GRACE_S = 30.0
 DEFAULT_CACHE_GIB = 50.0
 
@@ -65,12 +65,14 @@ class AgentOptions:
     threads_per_device: int = 1  # torch threads of a worker on CPU
     worker: str = "torch"  # torch | echo (no model: for tests and for measuring the agent itself)
     drain_grace_s: float = DRAIN_GRACE_S
+    max_message_mib: int = 256  # of requests and answers, both ways
+    compression: str = "none"  # of what is sent: none | deflate | gzip
+    pin_cpus: bool = False  # each CPU device's worker to cores of its own
     metrics: str = ""  # HOST:PORT to be scraped at; port 0: the system chooses; empty: nowhere
     model_cache: Path | None = None  # fetched models are kept here; None: in the state directory
     model_cache_gib: float = DEFAULT_CACHE_GIB  # at most
     model_bandwidth_mbps: float = 0.0  # for fetching models, and again for giving them; 0: no cap
     serve_models: bool = False  # whether peers may read models' files
-    max_message_mib: int = MAX_MESSAGE_MIB  # one request or answer over gRPC; larger ones are RESOURCE_EXHAUSTED
 
     def __post_init__(self) -> None:
         _check_address("listen", self.listen)
@@ -91,14 +93,15 @@ class AgentOptions:
         if self.model_bandwidth_mbps != 0 and not 1 <= self.model_bandwidth_mbps < math.inf:
             law = "expected 0 (no cap), or a finite number >= 1"
             raise InputError(Violation(path="model_bandwidth_mbps", law=law, value=str(self.model_bandwidth_mbps)))
-        if not 1 <= self.max_message_mib < 2048:  # grpc counts bytes in 32 bits
-            raise InputError(
-                Violation(path="max_message_mib", law="expected 1 to 2047", value=str(self.max_message_mib))
-            )
+        _ = self.channel  # its own laws
 
     @property
     def cache_folder(self) -> Path:
         return self.model_cache or self.state_dir / "models"
+
+    @property
+    def channel(self) -> ChannelSettings:
+        return ChannelSettings(max_message_mib=self.max_message_mib, compression=self.compression)
 
 
 def _check_address(path: str, address: str) -> None:
@@ -152,7 +155,10 @@ def launcher_of(options: AgentOptions) -> WorkerLauncher:
     from epara_executors.agent.torch_launcher import TorchLauncher
 
     return TorchLauncher(
-        options.model_root, threads_per_device=options.threads_per_device, model_cache=options.cache_folder
+        options.model_root,
+        threads_per_device=options.threads_per_device,
+        model_cache=options.cache_folder,
+        pin_cpus=options.pin_cpus,
     )
 
 
@@ -201,7 +207,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     cache = ModelCache(options.cache_folder, max_bytes=int(options.model_cache_gib * 2**30))
     sockets = Path(tempfile.mkdtemp(prefix="epara-"))  # short: a Unix socket's path has at most 107 bytes
     executor = Executor(options.server, launcher=launcher, store=store, socket_dir=sockets, max_devices=max_devices)
-    peers = Peers(executor)
+    peers = Peers(executor, settings=options.channel)
     bytes_per_s = options.model_bandwidth_mbps * 1e6 / 8
     stop = threading.Event()
     logistics = Logistics(
@@ -219,13 +225,8 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         files = FilePlane(Offer(options.model_root, cache), bucket)
     reader = StateReader(executor, energy=find_energy_reader(), logistics=logistics, files=files)
     handler = RequestHandler(executor, peers, rng=random.Random())
-    max_bytes = options.max_message_mib * 2**20
-    message_limits = [
-        ("grpc.max_receive_message_length", max_bytes),
-        ("grpc.max_send_message_length", max_bytes),
-        ("grpc.so_reuseport", 0),  # so that an address in use is an error
-    ]
-    server = grpc.aio.server(options=message_limits)
+    settings = [*options.channel.options, ("grpc.so_reuseport", 0)]  # so that an address in use is an error
+    server = grpc.aio.server(options=settings, compression=options.channel.algorithm)
     health_aio: Any = grpc_health.aio  # pyright: ignore[reportAttributeAccessIssue]  imported only beside grpc.aio
     health = health_aio.HealthServicer()
     named: Any = ByName(server)
@@ -333,12 +334,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-remote-hub", action="store_true", help="workers may download models")
     parser.add_argument("--worker", default="torch", choices=("torch", "echo"))
     parser.add_argument("--drain-grace", type=float, default=DRAIN_GRACE_S, metavar="SECONDS")
+    parser.add_argument("--max-message-mib", type=int, default=256, help="largest request or answer")
+    parser.add_argument("--compression", default="none", choices=COMPRESSIONS, help="of what is sent")
+    parser.add_argument("--pin-cpus", action="store_true", help="each CPU device's worker to cores of its own")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="be scraped there; default: nowhere")
     parser.add_argument("--model-cache", type=Path, metavar="DIR", help="default: in the state directory")
     parser.add_argument("--model-cache-gib", type=float, default=DEFAULT_CACHE_GIB, metavar="GIB")
     parser.add_argument("--model-bandwidth-mbps", type=float, default=0.0, metavar="MBIT/S", help="0: no cap")
     parser.add_argument("--serve-models", action="store_true", help="let peers read models' files")
-    parser.add_argument("--max-message-mib", type=int, default=MAX_MESSAGE_MIB, help="of a gRPC request or answer")
     given = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {given.server} %(levelname)s %(message)s"
@@ -362,6 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model_bandwidth_mbps=given.model_bandwidth_mbps,
                 serve_models=given.serve_models,
                 max_message_mib=given.max_message_mib,
+                compression=given.compression,
+                pin_cpus=given.pin_cpus,
             )
         )
     except EparaError as e:

@@ -1,6 +1,8 @@
 """Other executors as this one sees them: channels, what they said last, forwarded requests.
 
-Knowledge older than STALE_AFTER_S is not used. A peer that cannot be reached is passed over until a synchronization
+Whom to ask and how often is `policy.offload`'s: a bounded number per turn, the longest unheard first. Knowledge of idle
+goodput older than STALE_AFTER_S is not used; a plan's route leads to a peer as long as its silence says nothing (two
+rounds of turns). A peer that cannot be reached is passed over until a synchronization
 succeeds again; gRPC's own back-off paces the attempts to reach it. One that is merely slow to answer (its machine may
 be loading a model) is as good as what it said last, until that is stale.
 """
@@ -22,19 +24,17 @@ import grpc.aio
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.requests import refusal_of
 from epara_executors.agent.routing_table import ServiceRouting
+from epara_executors.channel import DEFAULT, ChannelSettings
 from epara_executors.rpc import epara_pb2 as pb
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.epara_pb2_grpc import ExecutorPeerStub
 from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from epara_opt.policy.offload import STALE_AFTER_S, SYNC_EVERY_S, PeerView
+from epara_opt.policy.offload import STALE_AFTER_S, SYNC_EVERY_S, PeerView, alive_for_s, next_to_ask
 
 log = logging.getLogger(__name__)
 
-MAX_SYNCS_AT_ONCE = 8
 SYNC_TIMEOUT_S = 0.5
 CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 256 * 2**20),
-    ("grpc.max_send_message_length", 256 * 2**20),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -57,23 +57,25 @@ class Peer:
     channel: grpc.aio.Channel
     idle: Mapping[str, pb.IdleGoodput] = field(default_factory=dict[str, pb.IdleGoodput])
     synced_at: float = -math.inf
+    tried_at: float = -math.inf  # when it was asked last, whatever came of it
     asked_at: float = -math.inf  # when the question was sent whose answer came last
     known_since: float = 0.0
     is_down: bool = False
+    alive_for_s: float = STALE_AFTER_S  # how long its silence says nothing
 
     def is_usable(self, now: float) -> bool:
         """Whether a plan's route may lead there: heard of lately, or new and not yet asked."""
-        return not self.is_down and now - max(self.synced_at, self.known_since) <= STALE_AFTER_S
+        return not self.is_down and now - max(self.synced_at, self.known_since) <= self.alive_for_s
 
 
 class Peers:
     """Everyone the committed plan names. `run` keeps the knowledge fresh until cancelled."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, *, settings: ChannelSettings = DEFAULT) -> None:
         self._executor = executor
+        self._settings = settings
         self._peers: dict[str, Peer] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._next = 0
         self._met = asyncio.Event()  # another table is in force: ask at once
         self._busy: dict[str, tuple[float, float, float]] = {}  # group: (at, busy_s then, busy share since before)
 
@@ -92,32 +94,44 @@ class Peers:
         now = asyncio.get_running_loop().time()
         for server, address in wanted.items():
             if server not in self._peers:
-                channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+                channel = grpc.aio.insecure_channel(
+                    address,
+                    options=(*self._settings.options, *CHANNEL_OPTIONS),
+                    compression=self._settings.algorithm,
+                )
                 self._peers[server] = Peer(server, address, channel, known_since=now)
+        for peer in self._peers.values():
+            peer.alive_for_s = alive_for_s(len(self._peers))
         self._met.set()
 
     # Synchronization
 
     async def run(self) -> None:
-        """Synchronize with up to MAX_SYNCS_AT_ONCE peers every SYNC_EVERY_S, in turns."""
+        """Synchronize with up to FAN_OUT peers every SYNC_EVERY_S, in turns."""
         loop = asyncio.get_running_loop()
         while True:
             started_at = loop.time()
             self.refresh()
             self._met.clear()
-            around = list(self._peers.values())
-            turn = [around[(self._next + i) % len(around)] for i in range(min(MAX_SYNCS_AT_ONCE, len(around)))]
-            self._next = (self._next + len(turn)) % max(1, len(around))
-            if turn:
-                message = self.message()
-                await asyncio.gather(*(self._sync(p, message) for p in turn))
+            await self.turn()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(started_at + SYNC_EVERY_S):
                     await self._met.wait()
 
+    async def turn(self) -> None:
+        """Exchange states with those whose turn it is, at most FAN_OUT of them."""
+        # What a peer says by itself counts, but for one whose answer is owed since the last switch.
+        last_at = {
+            name: p.tried_at if self.is_behind(p) else max(p.tried_at, p.synced_at) for name, p in self._peers.items()
+        }
+        chosen = [self._peers[name] for name in next_to_ask(last_at)]
+        if chosen:
+            message = self.message()
+            await asyncio.gather(*(self._sync(p, message) for p in chosen))
+
     async def _sync(self, peer: Peer, message: pb.SyncMessage) -> None:
         stub: Any = ExecutorPeerStub(peer.channel)
-        asked_at = asyncio.get_running_loop().time()
+        asked_at = peer.tried_at = asyncio.get_running_loop().time()
         try:
             self.heard(await stub.Sync(message, timeout=SYNC_TIMEOUT_S))
             peer.asked_at = asked_at

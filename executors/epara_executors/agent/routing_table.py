@@ -21,13 +21,29 @@ class ServiceRouting:
     peers: Mapping[str, PeerSpec]  # by server
     weighted: SmoothWeighted
     _streams: dict[float, StreamTable] = field(default_factory=dict[float, StreamTable])  # by fps
+    _streams_here: dict[float, StreamTable] = field(default_factory=dict[float, StreamTable])  # the same, below
 
     def streams(self, fps: float) -> StreamTable:
         """The table of streams at a rate; fps of a service that is only hosted elsewhere comes with the first sync."""
         table = self._streams.get(fps)
         if table is None:
-            table = self._streams[fps] = StreamTable(fps, {k: r.rate_per_s for k, r in self.routes.items()})
+            rates = {k: r.rate_per_s for k, r in self.routes.items()}
+            table = self._streams[fps] = StreamTable(fps, rates, {k: r.frames for k, r in self.routes.items()})
         return table
+
+    def streams_here(self, fps: float) -> StreamTable:
+        """The table of streams over the replicas here, for frames that no route of this executor leads."""
+        table = self._streams_here.get(fps)
+        if table is None:
+            specs = {k: r.spec for k, (_, r) in self.hosted.items()}
+            rates = {k: s.work_per_s for k, s in specs.items()}
+            table = self._streams_here[fps] = StreamTable(fps, rates, {k: s.frames for k, s in specs.items()})
+        return table
+
+    def end_stream(self, stream: str) -> None:
+        """The client says that it is over: its share of the routes is free at once."""
+        for table in (*self._streams.values(), *self._streams_here.values()):
+            table.end(stream)
 
     def num_streams(self, now: float) -> int:
         return sum(t.num_streams(now) for t in self._streams.values())

@@ -170,5 +170,6 @@ def load_fields(spec: GroupSpec) -> dict[str, Any]:
         "devices": list(spec.devices),
         "tp": spec.tp,
         "pp": spec.pp,
+        "parts": spec.parts,
         "tenants": [asdict(t) for t in spec.tenants],
     }

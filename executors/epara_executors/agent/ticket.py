@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from epara_executors.agent.decode import inputs_of, integer, parameters_of, rows_of
+from epara_executors.agent.decode import inputs_of, integer, parameters_of, rows_of, stream_of
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.peers import Peers
 from epara_executors.agent.replica import GENERATION
@@ -41,10 +41,12 @@ class Ticket:
     slo_ms: float  # 0: not known
     fps: float
     stream: str
+    ends_stream: bool
     tensors: list[Tensor] | None  # checked inputs; None where no host here can check them
     rows: int
     on_response: OnResponse | None
     num_responses: int = 0
+    given_up: bool = False  # later frames of its stream no longer wait for it
     tried: set[str] = field(default_factory=set[str])
 
     def emit(self, response: oip.ModelInferResponse) -> None:
@@ -73,7 +75,7 @@ def open_ticket(
     if request.model_version not in ("", "1"):
         raise UnknownService(f"model {model!r}: expected version 1, got {request.model_version}")
     spec = next((r.spec for _, r in routing.hosted.values()), None)
-    deadline_ms, fps, tpot_ms = _objective(routing, peers)
+    deadline_ms, fps, tpot_ms = objective_of(routing, peers)
     # A service that only others host is checked there; its parameters are anything that could be right.
     params = parameters_of(request, generates=spec is None or spec.task == GENERATION)
     if params.get("stream") is True and on_response is None:
@@ -86,7 +88,7 @@ def open_ticket(
             if not replica.generates:
                 rows = rows_of(model, tensors, replica.loaded.inputs, max_rows=_max_rows(routing))
             break
-    stream = params.get("stream", "")
+    stream, ends_stream = stream_of(params, model=model)
     now = asyncio.get_running_loop().time()
     timeout_us = integer(params, "timeout", default=0, model=model) if params else 0
     usual_tokens = spec.output_tokens if spec is not None and spec.output_tokens else DEFAULT_MAX_TOKENS
@@ -114,14 +116,15 @@ def open_ticket(
         hard_at=hard_at,
         slo_ms=deadline_ms + pace_ms if deadline_ms else 0.0,
         fps=fps,
-        stream=stream if isinstance(stream, str) else "",
+        stream=stream,
+        ends_stream=ends_stream,
         tensors=tensors,
         rows=rows,
         on_response=on_response,
     )
 
 
-def _objective(routing: ServiceRouting, peers: Peers) -> tuple[float, float, float]:
+def objective_of(routing: ServiceRouting, peers: Peers) -> tuple[float, float, float]:
     """(deadline_ms, fps, tpot_ms) of a service: from a replica here, else as a peer told; zeros until then."""
     for _, replica in routing.hosted.values():
         return replica.spec.deadline_ms, replica.spec.fps, replica.spec.tpot_ms

@@ -73,12 +73,12 @@ class TorchHandle:
 class TorchLauncher:
     """The launcher protocol of worker_link.py over the fork server's."""
 
-    def __init__(self, model_root: Path, *, threads_per_device: int, model_cache: Path | None = None) -> None:
+    def __init__(
+        self, model_root: Path, *, threads_per_device: int, model_cache: Path | None = None, pin_cpus: bool = False
+    ) -> None:
         """model_cache: where models are that were fetched."""
-        self._model_root = model_root
-        self._threads_per_device = threads_per_device
-        self._model_cache = model_cache
-        self._blocking = Launcher(model_root, threads_per_device, model_cache)
+        self._fresh = lambda: Launcher(model_root, threads_per_device, model_cache, pin_cpus=pin_cpus)
+        self._blocking = self._fresh()
 
     async def start(self) -> None:
         self._blocking.start()
@@ -90,7 +90,7 @@ class TorchLauncher:
             return TorchHandle(await in_thread(lambda: used.launch(group, socket_path)))
         except LaunchError as e:
             if not used.wait_up(0.0) and self._blocking is used:
-                self._blocking = Launcher(self._model_root, self._threads_per_device, self._model_cache)
+                self._blocking = self._fresh()
                 self._blocking.start()
                 await in_thread(used.close)
             raise LoadFailed(str(e)) from e

@@ -62,6 +62,7 @@ def group_to_pb(g: ports.GroupSpec) -> pb.GroupSpec:
         devices=g.devices,
         tp=g.tp,
         pp=g.pp,
+        parts=g.parts,
         tenants=[tenant_to_pb(t) for t in g.tenants],
     )
 
@@ -75,6 +76,7 @@ def group_from_pb(m: pb.GroupSpec) -> ports.GroupSpec:
         devices=tuple(m.devices),
         tp=m.tp,
         pp=m.pp,
+        parts=m.parts or 1,
         tenants=tuple(tenant_from_pb(t) for t in m.tenants),
     )
 
@@ -92,6 +94,7 @@ def commit_to_pb(spec: ports.CommitSpec, fence: ports.Fence) -> pb.CommitRequest
                 address=r.address,
                 rate_per_s=r.rate_per_s,
                 network_ms=r.network_ms,
+                frames=r.frames,
             )
             for r in spec.routes
         ],
@@ -121,6 +124,7 @@ def commit_from_pb(m: pb.CommitRequest) -> ports.CommitSpec:
                 address=r.address,
                 rate_per_s=r.rate_per_s,
                 network_ms=r.network_ms,
+                frames=r.frames or 1,
             )
             for r in m.routes
         ),

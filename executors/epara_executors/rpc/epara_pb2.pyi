@@ -78,7 +78,7 @@ class TenantSpec(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., service: _Optional[str] = ..., source: _Optional[str] = ..., task: _Optional[str] = ..., batch: _Optional[int] = ..., frames: _Optional[int] = ..., sensitivity: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., fps: _Optional[float] = ..., response_ms: _Optional[float] = ..., work_per_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
-    __slots__ = ("group", "server", "device_type", "device_kind", "devices", "tp", "pp", "tenants")
+    __slots__ = ("group", "server", "device_type", "device_kind", "devices", "tp", "pp", "tenants", "parts")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class GroupSpec(_message.Message):
     TP_FIELD_NUMBER: _ClassVar[int]
     PP_FIELD_NUMBER: _ClassVar[int]
     TENANTS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     group: str
     server: str
     device_type: str
@@ -95,23 +96,26 @@ class GroupSpec(_message.Message):
     tp: int
     pp: int
     tenants: _containers.RepeatedCompositeFieldContainer[TenantSpec]
-    def __init__(self, group: _Optional[str] = ..., server: _Optional[str] = ..., device_type: _Optional[str] = ..., device_kind: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., tp: _Optional[int] = ..., pp: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantSpec, _Mapping]]] = ...) -> None: ...
+    parts: int
+    def __init__(self, group: _Optional[str] = ..., server: _Optional[str] = ..., device_type: _Optional[str] = ..., device_kind: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., tp: _Optional[int] = ..., pp: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantSpec, _Mapping]]] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class RouteSpec(_message.Message):
-    __slots__ = ("service", "replica", "server", "address", "rate_per_s", "network_ms")
+    __slots__ = ("service", "replica", "server", "address", "rate_per_s", "network_ms", "frames")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     RATE_PER_S_FIELD_NUMBER: _ClassVar[int]
     NETWORK_MS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     service: str
     replica: str
     server: str
     address: str
     rate_per_s: float
     network_ms: float
-    def __init__(self, service: _Optional[str] = ..., replica: _Optional[str] = ..., server: _Optional[str] = ..., address: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., network_ms: _Optional[float] = ...) -> None: ...
+    frames: int
+    def __init__(self, service: _Optional[str] = ..., replica: _Optional[str] = ..., server: _Optional[str] = ..., address: _Optional[str] = ..., rate_per_s: _Optional[float] = ..., network_ms: _Optional[float] = ..., frames: _Optional[int] = ...) -> None: ...
 
 class PeerSpec(_message.Message):
     __slots__ = ("service", "server", "address", "network_ms", "capacity_per_s")

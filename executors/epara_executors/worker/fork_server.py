@@ -102,7 +102,7 @@ class ForkServer:
         server = os.getpid()
         if fields["device_kind"] != "cpu":
             command = [sys.executable, "-m", "epara_executors.worker.main", json.dumps(fields), str(server)]
-            return os.posix_spawn(sys.executable, command, os.environ)
+            return os.posix_spawn(sys.executable, command, environment_of(fields))
         pid = os.fork()
         if pid:
             return pid
@@ -150,6 +150,13 @@ class ForkServer:
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(ConnectionError):  # the next read finds the other side gone
             self._control.sendall(json.dumps(message).encode() + b"\n")
+
+
+def environment_of(fields: dict[str, Any]) -> dict[str, str]:
+    """Of a rank on an accelerator. CUDA reads the share when it starts, and only with MPS running does it hold."""
+    percentage = int(fields.get("mps_percentage", 0))
+    share = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percentage)} if percentage else {}
+    return {**os.environ, **share}
 
 
 def _kill(group: _Group) -> None:

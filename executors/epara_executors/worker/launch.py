@@ -5,7 +5,7 @@
     ... speak frames over that connection ...
     launcher.close()
 
-`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp.
+`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp, parts.
 """
 
 from __future__ import annotations
@@ -74,11 +74,22 @@ class WorkerHandle:
 class Launcher:
     """Owns the fork server. Its methods may be called from any thread."""
 
-    def __init__(self, model_root: Path, threads_per_device: int = 1, model_cache: Path | None = None) -> None:
-        """model_cache: where models are that were fetched, for sources that are no local folder."""
+    def __init__(
+        self,
+        model_root: Path,
+        threads_per_device: int = 1,
+        model_cache: Path | None = None,
+        *,
+        pin_cpus: bool = False,
+    ) -> None:
+        """model_cache: where models are that were fetched, for sources that are no local folder.
+
+        pin_cpus: the worker of CPU device i runs on cores i x threads to (i + 1) x threads - 1, of those allowed.
+        """
         self._model_root = model_root
         self._model_cache = model_cache
         self._threads = threads_per_device
+        self._cores = sorted(os.sched_getaffinity(0)) if pin_cpus and hasattr(os, "sched_getaffinity") else []
         self._handles: dict[int, WorkerHandle] = {}
         self._keys = itertools.count()
         self._lock = threading.Lock()
@@ -121,6 +132,11 @@ class Launcher:
         tp, pp, devices = int(group["tp"]), int(group["pp"]), list(group["devices"])
         if len(devices) != tp * pp:
             raise LaunchError(f"group {group.get('group', '')}: expected tp * pp = {tp * pp} devices, got {devices}")
+        parts = int(group.get("parts", 1))
+        if parts > 1 and tp * pp > 1:
+            law = "expected one device per group where devices are parts of an accelerator"
+            raise LaunchError(f"group {group.get('group', '')}: {law}, got tp {tp}, pp {pp}")
+        cores = [self._cores_of(d) if group["device_kind"] == "cpu" else [] for d in devices]
         if not self.wait_up():
             raise LaunchError("the fork server did not come up; its reason is on standard error")
         key = next(self._keys)
@@ -133,7 +149,9 @@ class Launcher:
                 "tp": tp,
                 "pp": pp,
                 "device_kind": group["device_kind"],
-                "device": device,
+                "device": device // parts,
+                "mps_percentage": 100 // parts if parts > 1 else 0,
+                "cores": cores[rank],
                 "socket_path": socket_path,
                 "model_root": str(self._model_root.absolute()),
                 "model_cache": str(self._model_cache.absolute()) if self._model_cache is not None else "",
@@ -145,6 +163,16 @@ class Launcher:
         if not handle.await_start(START_TIMEOUT_S):
             raise LaunchError("the fork server started no process; its reason is on standard error")
         return handle
+
+    def _cores_of(self, device: int) -> list[int]:
+        """The cores that are this CPU device's alone; none where workers are not pinned."""
+        if not self._cores:
+            return []
+        first, last = device * self._threads, (device + 1) * self._threads
+        if last > len(self._cores):
+            law = f"expected {last} cores to pin {self._threads} for each device up to {device}"
+            raise LaunchError(f"cpu device {device}: {law}, got {len(self._cores)}")
+        return self._cores[first:last]
 
     def close(self) -> None:
         """End the fork server and with it every worker."""

@@ -37,12 +37,16 @@ class RankSpec:
     model_root: str
     threads: int
     model_cache: str = ""  # where fetched models are; empty: nowhere
+    cores: tuple[int, ...] = ()  # of a CPU device that has its own; empty: any
+    mps_percentage: int = 0  # of an accelerator's threads, where this device is a part of one; 0: all
     rendezvous: str = ""  # a file that does not exist yet; for groups of several ranks
 
 
 def run_rank(spec: RankSpec) -> int:
     """Serve until stopped; the exit status: 0 stopped, 1 failed, 3 the agent left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides when its workers end
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)  # before torch starts threads, which inherit it
     torch.set_num_threads(spec.threads)
     connection: socket.socket | None = None
     if spec.rank == 0:
