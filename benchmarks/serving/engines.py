@@ -37,7 +37,12 @@ class Engines:
         self._managers: dict[bool, Any] = {}
         ranks = Ranks(0, 1, 1, None, "cpu")
         tenant = Tenant(
-            replica="r", source=SOURCE, task="text-generation", batch=batch, prompt_tokens=LONGEST, output_tokens=LONGEST
+            replica="r",
+            source=SOURCE,
+            task="text-generation",
+            batch=batch,
+            prompt_tokens=LONGEST,
+            output_tokens=LONGEST,
         )
         self._hosted = Host(root, torch.device("cpu"), ranks).host(tenant)
 
@@ -57,9 +62,7 @@ class Engines:
 
     def library(self, jobs: Sequence[Job]) -> list[list[int]]:
         manager = self._manager(sample=False)
-        names = [
-            manager.add_request(prompt, max_new_tokens=num_tokens, eos_token_id=-1) for prompt, num_tokens in jobs
-        ]
+        names = [manager.add_request(prompt, max_new_tokens=num_tokens, eos_token_id=-1) for prompt, num_tokens in jobs]
         made: dict[str, list[int]] = {}
         while len(made) < len(names):
             result = manager.get_result(timeout=PATIENCE_S)
@@ -74,7 +77,9 @@ class Engines:
         if sample not in self._managers:
             for other in self._managers.values():
                 other.stop()
-            chosen = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9} if sample else {"do_sample": False}
+            chosen = (
+                {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9} if sample else {"do_sample": False}
+            )
             generation = GenerationConfig(eos_token_id=-1, pad_token_id=0, max_new_tokens=LONGEST, **chosen)
             paging = ContinuousBatchingConfig(
                 page_size=PAGE,
@@ -94,7 +99,7 @@ class Engines:
         return self._managers[sample]
 
     def rules(self, job: Job, company: Sequence[Job]) -> dict[str, Any]:
-        """What the library does with parameters of one request. Each is True where the request gets what it asks for."""
+        """What the library does with one request's own parameters; True where it gets what it asks for."""
         manager = self._manager(sample=True)
 
         def ask(jobs: Sequence[Job], **params: Any) -> Any:

@@ -109,7 +109,9 @@ class Caller:
         self._client = client
 
     async def whole(self, job: Job) -> list[int]:
-        answer = await self._client.infer(SERVICE, _ids(job), params={"max_tokens": job[1]}, timeout_s=PATIENCE_MS / 1000)
+        answer = await self._client.infer(
+            SERVICE, _ids(job), params={"max_tokens": job[1]}, timeout_s=PATIENCE_MS / 1000
+        )
         return [int(t) for t in answer.outputs["tokens"]]
 
     async def stream(self, job: Job, paces: Paces) -> None:

@@ -80,7 +80,9 @@ def floor(folder: Path) -> Generator[Server]:
 
 
 @contextmanager
-def epara(folder: Path, describe: Callable[[str], dict[str, object]] | None = None, batch: int = 0) -> Generator[Server]:
+def epara(
+    folder: Path, describe: Callable[[str], dict[str, object]] | None = None, batch: int = 0
+) -> Generator[Server]:
     """`epara executor` with a plan that `epara plan` made from measured profiles and `epara apply` brought there.
 
     `describe` makes the edge for its address, `edge` if absent; replicas have this batch, MAX_BATCH if 0.

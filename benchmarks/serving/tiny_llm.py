@@ -1,4 +1,4 @@
-"""The language model of the generation benchmark: a Llama of 5 million parameters with random weights, and what is asked.
+"""The generation benchmark's model, a Llama of 5 million parameters with random weights, and what is asked of it.
 
 There is no end-of-text token, so every answer is as long as its request allows.
 """

@@ -17,7 +17,10 @@ from epara_executors.tensors import ITEM_BYTES, NUMPY_OF, join_bytes, num_elemen
 from epara_executors.worker.frames import Tensor
 
 GENERAL_PARAMETERS = frozenset({"timeout", "priority", "stream", "frame"})
-GENERATION_PARAMETERS = frozenset({"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "stops"})
+PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+GENERATION_PARAMETERS = frozenset(
+    {"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "stops", *PENALTIES}
+)
 _CONTENTS_OF = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",

@@ -1,6 +1,6 @@
-"""A decoder LLM, or this process's part of it, over slot caches.
+"""A decoder LLM, or this process's part of it, over a paged cache.
 
-A step names slots, tokens and positions and nothing else, so the same order runs on every rank: tensor-parallel
+A step names blocks, tokens and positions and nothing else, so the same order runs on every rank: tensor-parallel
 ranks run it side by side, pipeline stages one after the other on the activations of the stage before.
 """
 
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from epara_executors.pipeline import split_layers
 from epara_executors.runners.contract import LoadError
 from epara_executors.runners.loading import read_config, read_model
-from epara_executors.runners.slots import SlotCache
+from epara_executors.runners.paged import PagedCache
 from epara_executors.sharding import shard
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.ranks import Ranks
@@ -27,43 +27,44 @@ from epara_executors.worker.scheduler import Work
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Feed tokens to consecutive slots of one group. Rows of one token may be of different lengths."""
+    """Feed tokens to sequences: whole prompts, or one token to each."""
 
-    group: int
-    slot: int  # of the first row
-    tokens: tuple[tuple[int, ...], ...]  # (rows, width)
+    tokens: tuple[tuple[int, ...], ...]  # (rows, their own number of tokens)
     starts: tuple[int, ...]  # (rows,) position of each row's first token
-    moves: tuple[tuple[int, int], ...] = ()  # slots to copy first
+    tables: tuple[tuple[int, ...], ...]  # (rows, their own number of blocks) of the cache
 
     @staticmethod
     def of(work: Work) -> Step:
-        if work.is_prompt:
-            (sequence,) = work.sequences
-            return Step(work.group, work.slot, (sequence.prompt,), (0,), work.moves)
+        tables = tuple(tuple(s.blocks) for s in work.sequences)
+        if work.is_prompt:  # what was generated already comes with a prompt that is taken in again
+            return Step(tuple((*s.prompt, *s.tokens) for s in work.sequences), (0,) * len(tables), tables)
         tokens = tuple((s.tokens[-1],) for s in work.sequences)
-        return Step(work.group, work.slot, tokens, tuple(s.length - 1 for s in work.sequences), work.moves)
+        return Step(tokens, tuple(s.length - 1 for s in work.sequences), tables)
+
+    @property
+    def width(self) -> int:
+        """Of the longest row; the others are padded."""
+        return max(map(len, self.tokens))
 
     def frame(self, replica: str) -> Frame:
-        fields = {"group": self.group, "slot": self.slot, "tokens": self.tokens, "starts": self.starts}
-        return Frame("step", {**fields, "moves": self.moves, "replica": replica})
+        fields = {"tokens": self.tokens, "starts": self.starts, "tables": self.tables}
+        return Frame("step", {**fields, "replica": replica})
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> Step:
         return Step(
-            int(fields["group"]),
-            int(fields["slot"]),
             tuple(tuple(row) for row in fields["tokens"]),
             tuple(fields["starts"]),
-            tuple((int(a), int(b)) for a, b in fields["moves"]),
+            tuple(tuple(row) for row in fields["tables"]),
         )
 
 
 class DecoderPart:
-    """The layers and heads of a causal LM that this rank owns, and their slot caches (one per slot group)."""
+    """The layers and heads of a causal LM that this rank owns, and their cache."""
 
-    def __init__(self, source: str, model_root: Path, device: torch.device, ranks: Ranks, *, capacity: int) -> None:
+    def __init__(self, source: str, model_root: Path, device: torch.device, ranks: Ranks) -> None:
         self.config = read_config(source, model_root)
-        if why := slots_unsupported(self.config):
+        if why := cache_unsupported(self.config):
             raise LoadError(f"model {source}: {why}")
         self.ranks = ranks
         self.device = device
@@ -76,18 +77,15 @@ class DecoderPart:
         self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self.config.vocab_size)
         # Logits of a whole prompt would be large, and all but the last row's are thrown away.
-        can_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self._only_last = {"logits_to_keep": 1} if can_keep else {}
-        self._capacity = capacity
-        self._caches: list[SlotCache] = []
+        self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._cache: PagedCache | None = None
 
-    def resize(self, num_slots: int, num_groups: int) -> None:
-        """Make room for this many slots per group; room once made is kept."""
-        for cache in self._caches:
-            if num_slots > cache.slot_layers[0].num_slots:
-                cache.resize(num_slots)
-        while len(self._caches) < num_groups:
-            self._caches.append(SlotCache(self.num_layers, num_slots, self._capacity, self.device))
+    def resize(self, num_blocks: int) -> None:
+        """A cache of this many blocks; blocks that stay keep their content."""
+        if self._cache is None:
+            self._cache = PagedCache(self.num_layers, num_blocks, self.device)
+        elif num_blocks != self._cache.num_blocks:
+            self._cache.resize(num_blocks)
 
     @torch.inference_mode()
     def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
@@ -102,25 +100,42 @@ class DecoderPart:
         -------
         Logits of each row's last token, (rows, vocabulary), on the last stage; else activations.
         """
-        cache = self._caches[step.group]
-        for source, target in step.moves:
-            cache.move(source, target)
-        positions, mask = cache.aim(step.slot, step.starts, len(step.tokens[0]))
+        if self._cache is None:
+            raise ValueError("decoder: expected a cache before the first step")
+        lengths = [len(row) for row in step.tokens]
+        positions, mask = self._cache.aim(step.tables, step.starts, lengths)
         if hidden is None:
-            given: dict[str, Any] = {"input_ids": torch.tensor(step.tokens, dtype=torch.long, device=self.device)}
+            padded = [[*row, *[0] * (step.width - len(row))] for row in step.tokens]
+            given: dict[str, Any] = {"input_ids": torch.tensor(padded, dtype=torch.long, device=self.device)}
         else:
             given = {"inputs_embeds": hidden}
-        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         if self.ranks.pp == 1:  # no stage to cut: any causal LM of transformers will do
-            return cast("torch.Tensor", self.model(**given, **self._only_last).logits[:, -1]).float()
+            return self._last_logits(given, lengths).float()
         made = self.model.model(**given).last_hidden_state
         if not self.ranks.is_last_stage:
             return cast("torch.Tensor", made)
-        return cast("torch.Tensor", self.model.lm_head(made[:, -1])).float()
+        rows = torch.arange(len(lengths), device=self.device)
+        return cast("torch.Tensor", self.model.lm_head(made[rows, self._ends(lengths)])).float()
+
+    def _last_logits(self, given: Mapping[str, Any], lengths: Sequence[int]) -> torch.Tensor:
+        """Logits of each row's last token, (rows, vocabulary), of a whole model."""
+        if not self._keeps_logits:
+            logits, at = self.model(**given).logits, lengths
+        elif min(lengths) == max(lengths):
+            return cast("torch.Tensor", self.model(**given, logits_to_keep=1).logits[:, -1])
+        else:
+            kept = sorted(set(lengths))
+            logits = self.model(**given, logits_to_keep=self._ends(kept)).logits  # (rows, kept, vocabulary)
+            at = [kept.index(n) + 1 for n in lengths]
+        return cast("torch.Tensor", logits[torch.arange(len(lengths), device=self.device), self._ends(at)])
+
+    def _ends(self, lengths: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(lengths, device=self.device) - 1
 
     def follow(self, step: Step) -> None:
         """What a rank other than 0 does for a step: take activations if it must, run, pass on what comes out."""
-        shape = (len(step.tokens), len(step.tokens[0]), self.hidden_size)
+        shape = (len(step.tokens), step.width, self.hidden_size)
         hidden = self.ranks.receive_activations(shape, self.dtype, self.device) if self.ranks.stage else None
         made = self.run(step, hidden)
         if not self.ranks.is_last_stage:
@@ -129,8 +144,8 @@ class DecoderPart:
             self.ranks.send_logits(made)
 
 
-def slots_unsupported(config: PreTrainedConfig) -> str:
-    """Why a slot cache cannot serve this model; empty if it can."""
+def cache_unsupported(config: PreTrainedConfig) -> str:
+    """Why a paged cache of full attention cannot serve this model; empty if it can."""
     kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
     other = sorted({k for k in kinds if k != "full_attention"})
     if other:

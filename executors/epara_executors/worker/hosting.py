@@ -19,13 +19,12 @@ from epara_executors.runners.decoder import DecoderPart, Step
 from epara_executors.runners.generation import GenerationRunner
 from epara_executors.runners.loading import parameter_bytes
 from epara_executors.runners.registry import GENERATION, open_decoder, open_one_pass
+from epara_executors.worker.blocks import BlockPool, cache_blocks
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.memory import PeakMeter
 from epara_executors.worker.ranks import Ranks
 from epara_executors.worker.scheduler import Scheduler
-
-_MIN_CAPACITY = 64  # tokens per slot to begin with; slots grow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +129,13 @@ class Host:
     def tune(self, hosted: Hosted, batch: int, frames: int) -> None:
         """Change the batch limits of a tenant in place."""
         hosted.tenant = replace(hosted.tenant, batch=batch, frames=frames)
-        if hosted.generation is not None and hosted.engine is not None:
-            hosted.generation.resize(batch)
-            hosted.engine.scheduler.batch = batch
+        runner, engine = hosted.generation, hosted.engine
+        if runner is not None and engine is not None:
+            engine.scheduler.batch = batch
+            before = engine.scheduler.pool.num_blocks
+            wanted = engine.scheduler.resize(_cache_blocks(hosted.tenant, runner))
+            if wanted != before:
+                runner.resize(wanted, kept=engine.scheduler.pool.highest_taken)
 
     def follow(self) -> None:
         """Ranks other than 0: do what rank 0 tells until it says stop."""
@@ -149,7 +152,7 @@ class Host:
                 continue
             held = self._followed[replica]
             if isinstance(held, DecoderPart) and order.type == "resize":
-                held.resize(int(order.fields["batch"]), self._ranks.pp)
+                held.resize(int(order.fields["blocks"]))
             elif isinstance(held, DecoderPart) and order.type == "step":
                 held.follow(Step.from_fields(order.fields))
             elif isinstance(held, OnePassRunner) and order.type == "pass":
@@ -171,8 +174,7 @@ class Host:
 
     def _open(self, tenant: Tenant) -> OnePassRunner | DecoderPart:
         if tenant.task == GENERATION:
-            capacity = max(_MIN_CAPACITY, tenant.prompt_tokens + tenant.output_tokens)
-            return open_decoder(tenant.source, self._model_root, self._device, self._ranks, capacity=capacity)
+            return open_decoder(tenant.source, self._model_root, self._device, self._ranks)
         return open_one_pass(
             tenant.task,
             tenant.source,
@@ -195,9 +197,18 @@ class Host:
         runner = GenerationRunner(
             tenant.replica, mine, tenant.source, self._model_root, output_tokens=tenant.output_tokens
         )
-        runner.resize(tenant.batch)
-        engine = Engine(runner, Scheduler(tenant.batch, runner.depth), time.perf_counter)
+        pool = BlockPool(_cache_blocks(tenant, runner))
+        runner.resize(pool.num_blocks)
+        engine = Engine(runner, Scheduler(tenant.batch, pool, runner.depth), time.perf_counter)
         return Hosted(tenant, generation=runner, engine=engine)
+
+
+def _cache_blocks(tenant: Tenant, runner: GenerationRunner) -> int:
+    return cache_blocks(
+        sequences=tenant.batch * runner.depth,
+        usual_tokens=tenant.prompt_tokens + tenant.output_tokens,
+        max_length=runner.max_length,
+    )
 
 
 def warm_up(hosted: Hosted) -> None:
