@@ -121,6 +121,7 @@ def test_half_a_character_at_the_end_is_shown_as_what_it_is() -> None:
         ({"temperature": -1}, "params.temperature: expected >= 0, got -1"),
         ({"top_p": 0}, r"params.top_p: expected in \(0, 1\], got 0"),
         ({"top_k": "many"}, "params.top_k: expected a number, got 'many'"),
+        ({"seed": 1.5}, "params.seed: expected a whole number, got 1.5"),
         ({"presence_penalty": 2.01}, r"params.presence_penalty: expected in \[-2, 2\], got 2.01"),
         ({"repetition_penalty": 1e-320}, r"params.repetition_penalty: expected in \[0.01, 100\], got 1e-320"),
         ({"temperature": True}, "params.temperature: expected a number, got True"),

@@ -39,12 +39,20 @@ def test_prompts_come_before_steps_and_short_ones_share_a_pass_in_order_of_arriv
     assert advance(scheduler) == ["d"]
 
 
-def test_a_pass_of_prompts_is_bounded_with_its_padding_and_a_long_one_runs_alone() -> None:
+def test_a_pass_of_prompts_is_bounded_and_a_long_one_runs_alone() -> None:
     scheduler = scheduler_of(9)
-    lengths = {"a": PASS_TOKENS + 1, "b": 2, "c": PASS_TOKENS // 2, "d": 2, "e": PASS_TOKENS // 2}
+    lengths = {"a": PASS_TOKENS + 1, "b": 6, "c": PASS_TOKENS - 6, "d": 7, "e": PASS_TOKENS - 7}
     for key, length in lengths.items():
         scheduler.add(sequence(key, 9, length))
     assert [advance(scheduler) for _ in range(4)] == [["a"], ["b", "c"], ["d", "e"], list("abcde")]
+
+
+def test_prompts_of_a_model_that_cannot_tell_them_apart_run_alone() -> None:
+    scheduler = scheduler_of(2)
+    scheduler.pass_tokens = 0
+    for key in "ab":
+        scheduler.add(sequence(key))
+    assert [advance(scheduler) for _ in range(3)] == [["a"], ["b"], ["a", "b"]]
 
 
 def test_a_waiting_prompt_takes_a_place_as_soon_as_one_is_free() -> None:

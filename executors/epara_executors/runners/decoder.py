@@ -42,9 +42,13 @@ class Step:
         return Step(tokens, tuple(s.length - 1 for s in work.sequences), tables)
 
     @property
-    def width(self) -> int:
-        """Of the longest row; the others are padded."""
-        return max(map(len, self.tokens))
+    def is_prompt(self) -> bool:
+        return max(self.starts) == 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the pass: prompts one after the other in a single row, or a row for each token."""
+        return (1, sum(map(len, self.tokens))) if self.is_prompt else (len(self.tokens), 1)
 
     def frame(self, replica: str) -> Frame:
         fields = {"tokens": self.tokens, "starts": self.starts, "tables": self.tables}
@@ -103,39 +107,37 @@ class DecoderPart:
         if self._cache is None:
             raise ValueError("decoder: expected a cache before the first step")
         lengths = [len(row) for row in step.tokens]
-        positions, mask = self._cache.aim(step.tables, step.starts, lengths)
+        if step.is_prompt:
+            positions, seen = self._cache.aim_prompts(step.tables, lengths)
+            mask = None if len(lengths) == 1 else self._additive(seen)  # the causal rule alone is right for one
+            ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        else:
+            positions, mask = self._cache.aim_steps(step.tables, step.starts)
+            ends = torch.zeros(1, dtype=torch.long, device=self.device)
         if hidden is None:
-            padded = [[*row, *[0] * (step.width - len(row))] for row in step.tokens]
-            given: dict[str, Any] = {"input_ids": torch.tensor(padded, dtype=torch.long, device=self.device)}
+            tokens = torch.tensor([t for row in step.tokens for t in row], dtype=torch.long, device=self.device)
+            given: dict[str, Any] = {"input_ids": tokens.view(step.shape)}
         else:
             given = {"inputs_embeds": hidden}
         given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
         if self.ranks.pp == 1:  # no stage to cut: any causal LM of transformers will do
-            return self._last_logits(given, lengths).float()
+            if self._keeps_logits:
+                logits = self.model(**given, logits_to_keep=ends).logits
+            else:
+                logits = self.model(**given).logits[:, ends]
+            return cast("torch.Tensor", logits.reshape(len(lengths), -1)).float()
         made = self.model.model(**given).last_hidden_state
         if not self.ranks.is_last_stage:
             return cast("torch.Tensor", made)
-        rows = torch.arange(len(lengths), device=self.device)
-        return cast("torch.Tensor", self.model.lm_head(made[rows, self._ends(lengths)])).float()
+        return cast("torch.Tensor", self.model.lm_head(made[:, ends].reshape(len(lengths), -1))).float()
 
-    def _last_logits(self, given: Mapping[str, Any], lengths: Sequence[int]) -> torch.Tensor:
-        """Logits of each row's last token, (rows, vocabulary), of a whole model."""
-        if not self._keeps_logits:
-            logits, at = self.model(**given).logits, lengths
-        elif min(lengths) == max(lengths):
-            return cast("torch.Tensor", self.model(**given, logits_to_keep=1).logits[:, -1])
-        else:
-            kept = sorted(set(lengths))
-            logits = self.model(**given, logits_to_keep=self._ends(kept)).logits  # (rows, kept, vocabulary)
-            at = [kept.index(n) + 1 for n in lengths]
-        return cast("torch.Tensor", logits[torch.arange(len(lengths), device=self.device), self._ends(at)])
-
-    def _ends(self, lengths: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(lengths, device=self.device) - 1
+    def _additive(self, seen: torch.Tensor) -> torch.Tensor:
+        """A mask that every kind of attention takes: added to the scores."""
+        return torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, torch.finfo(self.dtype).min)
 
     def follow(self, step: Step) -> None:
         """What a rank other than 0 does for a step: take activations if it must, run, pass on what comes out."""
-        shape = (len(step.tokens), step.width, self.hidden_size)
+        shape = (*step.shape, self.hidden_size)
         hidden = self.ranks.receive_activations(shape, self.dtype, self.device) if self.ranks.stage else None
         made = self.run(step, hidden)
         if not self.ranks.is_last_stage:

@@ -27,9 +27,10 @@ from epara_executors.runners.transcript import IncrementalTranscript
 from epara_executors.worker.blocks import BLOCK_TOKENS, blocks_for
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.scheduler import Work
-from epara_executors.worker.sequences import Sampling, Sequence, number
+from epara_executors.worker.sequences import Sampling, Sequence, whole
 
 _DEFAULT_OUTPUT_TOKENS = 64
+_SAME = 0.02  # of the range of logits: rounding in 16 bits stays below, another mask does not
 _MAX_STOPS = 16  # each is looked for at every token, while every other sequence waits
 
 
@@ -69,7 +70,7 @@ class GenerationRunner:
             raise RequestError(f"{name}: expected one sequence per request, got {rows}")
         prompt = self._prompt(request)
         params = request.params
-        max_tokens = int(number(params, "max_tokens", self._default_tokens))
+        max_tokens = whole(params, "max_tokens", self._default_tokens)
         if max_tokens < 1:
             raise RequestError(f"params.max_tokens: expected >= 1, got {max_tokens}")
         room = self._num_blocks * BLOCK_TOKENS
@@ -167,6 +168,22 @@ class GenerationRunner:
         size = max(num_blocks, kept)
         self.part.ranks.tell(Frame("resize", {"replica": self.replica, "blocks": size}))
         self.part.resize(size)
+
+    def packs(self) -> bool:
+        """Whether prompts may share a pass: whether this model answers them then as it does alone. Tried, not assumed.
+
+        Not every architecture takes a mask of its own shape. The engine must be idle.
+        """
+        one, two = ((self.part.vocab_size // n,) * n for n in (3, 5))
+        steps = [Step((one,), (0,), ((1,),)), Step((two,), (0,), ((1,),)), Step((one, two), (0, 0), ((1,), (1,)))]
+        try:
+            first, second, both = (self.land(len(s.tokens), self.launch(s)) for s in steps)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            if self.part.ranks.world > 1:
+                raise  # ranks may no longer agree on what comes next
+            return False
+        alone = torch.cat((first, second))
+        return bool((alone - both).abs().max() <= _SAME * (alone.max() - alone.min()))
 
     def measured_steps(self, batch: int, width: int, start: int) -> Listing[Step]:
         """Synthetic steps, one per group: prompts of `width` tokens at 0, or one token at `start`.

@@ -2,7 +2,7 @@
 
 Layout per layer: (1 + blocks, BLOCK_TOKENS, key-value heads, head size); a row's table names its blocks in order, so
 position p is in block `table[p // BLOCK_TOKENS]` at `p % BLOCK_TOKENS`. Prompts attend to the keys they bring; steps
-gather the blocks of their rows, and what is not a row's own is covered by the mask: it sees what it would see alone.
+gather the blocks of their rows. What is not a sequence's own is covered by the mask: it sees what it would see alone.
 The whole cache is there, and was written to, from the first pass on: what it takes can be measured.
 """
 
@@ -22,8 +22,8 @@ from epara_executors.worker.blocks import BLOCK_TOKENS, blocks_for
 class _Aim:
     """Where the tokens of a pass go, and which the rows see."""
 
-    write: torch.Tensor  # (rows * width,) places: block * BLOCK_TOKENS + offset
-    read: torch.Tensor | None  # (rows * blocks,) blocks of each row in order; None: the tokens of this pass alone
+    write: torch.Tensor  # (tokens,) places: block * BLOCK_TOKENS + offset
+    read: torch.Tensor | None  # (rows * blocks,) blocks of each row in order; None: prompts, which see this pass alone
     num_rows: int
     width: int
     longest: int  # of the rows, these tokens included
@@ -113,41 +113,46 @@ class PagedCache(Cache):
         self._desks: list[torch.Tensor] = []
         super().__init__(layers=list(self.paged_layers))
 
-    def aim(
-        self, tables: Sequence[Sequence[int]], starts: Sequence[int], lengths: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Prepare a pass that feeds `lengths` tokens to the rows from their start positions, padded on the right.
-
-        Rows start at 0 (prompts), or bring one token each.
+    def aim_prompts(self, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prepare a pass of whole prompts, one after the other in a single row of T tokens.
 
         Returns
         -------
-        Position ids, (rows, width), and which keys each row has, (rows, longest); None where all rows have all, and
-        the causal rule alone is right.
+        Position ids, (1, T), and which tokens each sees: its own prompt's up to itself, (1, 1, T, T) booleans.
         """
-        if max(starts) > 0 and max(lengths) > 1:
-            raise ValueError(f"rows from positions > 0: expected one token each, got {max(lengths)}")
-        width = max(lengths)
-        last = [s + n for s, n in zip(starts, lengths, strict=True)]
-        longest, num_blocks = max(last), blocks_for(max(last))
-        padded = torch.tensor([[*t[:num_blocks], *[0] * (num_blocks - len(t))] for t in tables], device=self._device)
-        ends = torch.tensor(last, device=self._device)[:, None]
-        positions = torch.tensor(starts, device=self._device)[:, None] + torch.arange(width, device=self._device)
-        # Padding goes to block 0, or behind the row's end in a block of its own, where the row's next tokens will be.
-        write = padded.gather(1, positions // BLOCK_TOKENS) * BLOCK_TOKENS + positions % BLOCK_TOKENS
-        aim = _Aim(
-            write=write.flatten(),
-            read=padded.flatten() if max(starts) > 0 else None,
-            num_rows=len(tables),
-            width=width,
-            longest=longest,
-            desks=self._desks,
+        places = torch.arange(max(lengths), device=self._device)
+        positions = torch.cat([places[:n] for n in lengths])
+        owners = torch.arange(len(lengths), device=self._device).repeat_interleave(
+            torch.tensor(lengths, device=self._device)
         )
+        blocks = torch.tensor([t[p] for t, n in zip(tables, lengths, strict=True) for p in _block_of(n)])
+        self._aim(blocks.to(self._device) * BLOCK_TOKENS + positions % BLOCK_TOKENS, None, 1, len(positions), 0)
+        seen = (owners[:, None] == owners[None, :]) & (positions[None, :] <= positions[:, None])
+        return positions[None, :], seen[None, None]
+
+    def aim_steps(
+        self, tables: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Prepare a pass of one token for each row, at its position.
+
+        Returns
+        -------
+        Position ids, (rows, 1), and which keys each row has, (rows, longest); None where all rows have all.
+        """
+        longest = max(starts) + 1
+        num_blocks = blocks_for(longest)
+        padded = torch.tensor([[*t[:num_blocks], *[0] * (num_blocks - len(t))] for t in tables], device=self._device)
+        positions = torch.tensor(starts, device=self._device)[:, None]
+        write = padded.gather(1, positions // BLOCK_TOKENS) * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        self._aim(write.flatten(), padded.flatten(), len(starts), 1, longest - 1)
+        if min(starts) == max(starts):
+            return positions, None
+        return positions, torch.arange(longest, device=self._device)[None, :] <= positions
+
+    def _aim(self, write: torch.Tensor, read: torch.Tensor | None, num_rows: int, width: int, before: int) -> None:
+        aim = _Aim(write=write, read=read, num_rows=num_rows, width=width, longest=before + width, desks=self._desks)
         for layer in self.paged_layers:
             layer.aim = aim
-        if min(last) == longest:
-            return positions, None
-        return positions, torch.arange(longest, device=self._device)[None, :] < ends
 
     def resize(self, num_blocks: int) -> None:
         """More blocks, or fewer; content beyond them is lost."""
@@ -159,3 +164,8 @@ class PagedCache(Cache):
     def num_bytes(self) -> int:
         tensors = [t for layer in self.paged_layers if layer.is_initialized for t in (layer.keys, layer.values)]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _block_of(length: int) -> list[int]:
+    """For each position of a prompt, which of its blocks it is in."""
+    return [p // BLOCK_TOKENS for p in range(length)]

@@ -118,6 +118,8 @@ class Host:
         meter = PeakMeter(self._device)
         hosted = self._wrap(tenant, mine)
         warm_up(hosted)
+        if hosted.generation is not None and hosted.engine is not None and not hosted.generation.packs():
+            hosted.engine.scheduler.pass_tokens = 0
         hosted.memory_bytes = weights + meter.peak_bytes()
         hosted.load_s = time.perf_counter() - started_at
         return hosted

@@ -2,8 +2,8 @@
 
 Sequences hold blocks of a paged key-value cache. One iteration either takes in waiting prompts or advances every
 sequence of a group by one token; prompts first, so a request waits for at most the prompts before it and those that
-share its pass, which is what the planner's response rule assumes. Short prompts share a pass: as many as stay within
-`PASS_TOKENS` with their padding, since so few tokens cost little more than the pass itself; a longer one runs alone.
+share its pass, which is what the planner's response rule assumes. Short prompts share a pass, as many as have
+`PASS_TOKENS` together, since the pass itself costs as much as some dozens of tokens; a longer one runs alone.
 A pipeline of several stages needs as many groups as stages: while one is in a later stage the next enters the first.
 
 Blocks bound the memory. A prompt is taken in, first come, first served, when its blocks are free; a running sequence
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from epara_executors.worker.blocks import BlockPool, blocks_for
 from epara_executors.worker.sequences import Sequence
 
-PASS_TOKENS = 256  # of prompts that share an iteration, padding included
+PASS_TOKENS = 256  # of prompts that share an iteration
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Scheduler:
                 raise ValueError(f"{key}: expected >= 1, got {value}")
         self.batch = batch
         self.pool = pool
+        self.pass_tokens = PASS_TOKENS  # 0: every prompt runs alone
         self.num_preempted = 0  # sequences that had to give up their place so far
         self._waiting: deque[Sequence] = deque()
         self._running: list[list[Sequence]] = [[] for _ in range(num_groups)]
@@ -127,11 +128,11 @@ class Scheduler:
         if self._is_short and self.num_running:
             return None
         taken: list[Sequence] = []
-        longest = 0
+        num_tokens = 0
         while self._waiting and len(self._running[group]) < self.batch:
             sequence = self._waiting[0]
-            longest = max(longest, sequence.length)
-            if taken and longest * (len(taken) + 1) > PASS_TOKENS:
+            num_tokens += sequence.length
+            if taken and num_tokens > self.pass_tokens:
                 break
             if blocks_for(sequence.length) > self.pool.num_free:
                 break

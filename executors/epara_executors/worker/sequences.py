@@ -38,9 +38,9 @@ class Sampling:
     def from_params(params: Mapping[str, Any]) -> Sampling:
         return Sampling(
             temperature=number(params, "temperature", 0.0),
-            top_k=int(number(params, "top_k", 0)),
+            top_k=whole(params, "top_k", 0),
             top_p=number(params, "top_p", 1.0),
-            seed=int(number(params, "seed", 0)),
+            seed=whole(params, "seed", 0),
             presence_penalty=number(params, "presence_penalty", 0.0),
             frequency_penalty=number(params, "frequency_penalty", 0.0),
             repetition_penalty=number(params, "repetition_penalty", 1.0),
@@ -63,6 +63,14 @@ def number(params: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise RequestError(f"params.{key}: expected a number, got {given!r}")
     return value
+
+
+def whole(params: Mapping[str, Any], key: str, default: int) -> int:
+    """A request parameter as a whole number. Raises RequestError for anything else."""
+    value = number(params, key, default)
+    if value != int(value):
+        raise RequestError(f"params.{key}: expected a whole number, got {value:g}")
+    return int(value)
 
 
 class Transcript(Protocol):
