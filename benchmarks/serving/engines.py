@@ -1,6 +1,7 @@
 """Generation without a server: transformers' `generate`, its continuous batching, and our engine, in one process.
 
-Orders are JSON lines on stdin, {engine, jobs: [[prompt, tokens] ...]}, each answered by {seconds, tokens} on stdout.
+Orders are JSON lines on stdin, {engine, jobs: [[prompt, tokens] ...]}, each answered by {seconds, cpu_s, answer}
+on stdout; the answer is the tokens of each job.
 `generate` takes one job after the other; `library` (ContinuousBatchingManager) and `ours` take all of them at once.
 The order {engine: "rules"} asks what the library does with sampling and cancellation, see `rules`.
 """
@@ -158,12 +159,13 @@ def main() -> None:
     engines = Engines(root, batch)
     for line in sys.stdin:
         order = json.loads(line)
-        started_at = time.perf_counter()
+        started_at, used_s = time.perf_counter(), time.process_time()
         if order["engine"] == "rules":
             answer: Any = engines.rules(order["jobs"][0], order["jobs"][1:])
         else:
             answer = getattr(engines, order["engine"])(order["jobs"])
-        print(json.dumps({"seconds": time.perf_counter() - started_at, "answer": answer}), flush=True)
+        spent = {"seconds": time.perf_counter() - started_at, "cpu_s": time.process_time() - used_s}
+        print(json.dumps({**spent, "answer": answer}), flush=True)
     engines.close()
 
 

@@ -12,7 +12,7 @@ in turn, on the same machine and with the same requests:
               `at once` reached, then 32 in one instant
 
 Every greedy answer is compared with that of `generate`: exact or not. Figures are medians over rounds, ratios are taken
-within a round. `rules` is what transformers' continuous batching makes of a request's own parameters.
+within a round. `cpu` is what the processes used, which neighbours on the machine disturb less. `rules` is what transformers' continuous batching makes of a request's own parameters.
 
 Writes benchmarks/results/generation.json with the machine and the date.
 """
@@ -77,8 +77,8 @@ class Engines:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True
         )
 
-    def ask(self, engine: str, asked: Sequence[Job]) -> tuple[float, Any]:
-        """Seconds and answer. Raises RuntimeError where it ended; it said why on stderr."""
+    def ask(self, engine: str, asked: Sequence[Job]) -> tuple[float, float, Any]:
+        """Seconds, CPU seconds and answer. Raises RuntimeError where it ended; it said why on stderr."""
         stdin, stdout = self._process.stdin, self._process.stdout
         line = ""
         if stdin is not None and stdout is not None:
@@ -88,7 +88,7 @@ class Engines:
         if not line:
             raise RuntimeError(f"engines.py ended with {self._process.wait()} at {engine}")
         found = json.loads(line)
-        return found["seconds"], found["answer"]
+        return found["seconds"], found["cpu_s"], found["answer"]
 
     def stop(self) -> None:
         if self._process.stdin is not None:
@@ -183,20 +183,26 @@ def edge(address: str) -> dict[str, object]:
     }
 
 
-async def one_round(index: int, caller: Caller, engines: Engines) -> dict[str, Any]:
+async def one_round(index: int, caller: Caller, engines: Engines, server: Server) -> dict[str, Any]:
     """Every figure of one round, by name."""
     asked = jobs(NUM_JOBS, index)
     found: dict[str, Any] = {}
-    generate_s, truth = engines.ask("generate", asked)
-    found["generate_s"] = generate_s
+    generate_s, generate_cpu_s, truth = engines.ask("generate", asked)
+    found |= {"generate_s": generate_s, "generate_cpu_s": generate_cpu_s}
     for name in ("ours", "library") if index % 2 == 0 else ("library", "ours"):
-        seconds, made = engines.ask(name, asked)
-        found |= {f"{name}_s": seconds, f"{name}_speedup": generate_s / seconds, f"{name}_exact": _same(made, truth)}
+        seconds, cpu_s, made = engines.ask(name, asked)
+        found |= {f"{name}_s": seconds, f"{name}_cpu_s": cpu_s, f"{name}_exact": _same(made, truth)}
+        found |= {f"{name}_speedup": generate_s / seconds, f"{name}_cpu_ratio": generate_cpu_s / cpu_s}
     found["ours_over_library"] = found["library_s"] / found["ours_s"]
+    found["ours_over_library_cpu"] = found["library_cpu_s"] / found["ours_cpu_s"]
+    before_s = server.cpu_s()
     one_s, one = await caller.one_by_one(asked)
+    between_s = server.cpu_s()
     all_s, together = await caller.at_once(asked)
+    one_cpu_s, all_cpu_s = between_s - before_s, server.cpu_s() - between_s
     found |= {"executor_one_by_one_s": one_s, "executor_at_once_s": all_s, "executor_speedup": one_s / all_s}
-    found["executor_speedup_over_generate"] = generate_s / all_s
+    found |= {"executor_one_by_one_cpu_s": one_cpu_s, "executor_at_once_cpu_s": all_cpu_s}
+    found |= {"executor_cpu_ratio": one_cpu_s / all_cpu_s, "executor_speedup_over_generate": generate_s / all_s}
     found |= {"executor_one_by_one_exact": _same(one, truth), "executor_at_once_exact": _same(together, truth)}
     per_s = NUM_JOBS / all_s
     unloaded = (await caller.unloaded(asked)).figures()
@@ -254,7 +260,7 @@ async def _measured(server: Server, num_rounds: int, engines: Engines) -> list[d
             await run()
         for name in ("generate", "ours", "library"):
             engines.ask(name, jobs(NUM_JOBS, 99))
-        return [await one_round(i, caller, engines) for i in range(num_rounds)]
+        return [await one_round(i, caller, engines, server) for i in range(num_rounds)]
 
 
 def main() -> None:
@@ -272,7 +278,7 @@ def main() -> None:
         engines = Engines(Path(folder))
         stack.callback(engines.stop)
         rounds = asyncio.run(_measured(server, args.rounds, engines))
-        _, rules = engines.ask("rules", jobs(8, 0))
+        _, _, rules = engines.ask("rules", jobs(8, 0))
     results = {
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),

@@ -6,6 +6,7 @@ another order (about 1e-6 is seen). Alone, a request must match exactly.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from epara_executors.runners.transcript import IncrementalTranscript
 from epara_executors.worker.blocks import BlockPool
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.frames import Tensor
+from epara_executors.worker.hosting import Host, Tenant
 from epara_executors.worker.ranks import alone
 from epara_executors.worker.scheduler import Scheduler
 from epara_executors.worker.sequences import Sampling, Sequence
@@ -36,6 +38,8 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
 )
 
 CPU = torch.device("cpu")
@@ -181,9 +185,14 @@ PROMPTS = ["hello", "the quick brown fox jumps over", "a", "más vale tarde que 
 
 
 def generate(
-    runner: GenerationRunner, batch: int, prompts: list[str], pool: BlockPool | None = None, **params: Any
+    runner: GenerationRunner,
+    batch: int,
+    prompts: list[str],
+    pool: BlockPool | None = None,
+    scheduler: Scheduler | None = None,
+    **params: Any,
 ) -> list[list[int]]:
-    engine = Engine(runner, Scheduler(batch, pool or BlockPool(100)), time.monotonic)
+    engine = Engine(runner, scheduler or Scheduler(batch, pool or BlockPool(100)), time.monotonic)
     members = [
         runner.sequence(str(i), Request(str(i), {"text": text_array([p])}, {"max_tokens": 12 + 5 * i, **params}))
         for i, p in enumerate(prompts)
@@ -215,6 +224,76 @@ def test_sequences_that_gave_up_their_place_go_on_as_if_nothing_had_been(llama: 
         expected = alone if not params else generate(llama, 1, PROMPTS, **params)
         assert generate(llama, 7, PROMPTS, pool, **params) == expected
         assert pool.num_free == 8
+
+
+def test_a_model_that_cannot_tell_packed_prompts_apart_runs_them_alone_and_is_exact(
+    llama: GenerationRunner, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Bloom makes its positions from a padding mask and takes no other."""
+    shutil.copytree(tiny_root / "tiny-llama", tmp_path / "bloom")
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=64, n_layer=2, n_head=4, eos_token_id=None)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    model.save_pretrained(tmp_path / "bloom")
+    hosted = Host(tmp_path, CPU, alone()).host(Tenant(replica="r", source="bloom", task="text-generation", batch=3))
+    assert llama.packs()
+    assert hosted.generation is not None
+    assert hosted.engine is not None
+    assert hosted.engine.scheduler.pass_tokens == 0
+    scheduler = Scheduler(3, BlockPool(100))
+    scheduler.pass_tokens = 0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    for prompt, tokens in zip(
+        PROMPTS, generate(hosted.generation, 3, PROMPTS, scheduler=scheduler, max_tokens=8), strict=True
+    ):
+        given = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        made = model.generate(**given, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        assert tokens == made[0, given["input_ids"].shape[1] :].tolist()
+
+
+def test_a_cache_takes_what_was_set_and_not_a_byte_more_whatever_is_asked(tiny_root: Path) -> None:
+    host = Host(tiny_root, CPU, alone())
+    tenant = Tenant(
+        replica="r", source="tiny-llama", task="text-generation", batch=20, prompt_tokens=100, output_tokens=28
+    )
+    hosted = host.host(tenant)
+    runner, engine = hosted.generation, hosted.engine
+    assert runner is not None
+    assert engine is not None
+    assert runner.part.cache is not None
+    per_block = 16 * 2 * 2 * 4 * 32 * 4  # tokens, keys and values, heads, layers, head size, bytes
+
+    def in_blocks() -> int:
+        assert runner.part.cache is not None
+        return runner.part.cache.num_bytes // per_block - 1  # one block takes the padding
+
+    assert in_blocks() == engine.scheduler.pool.num_blocks == 20 * 8
+    loaded_bytes = hosted.memory_bytes
+    assert loaded_bytes >= runner.parameter_bytes + runner.part.cache.num_bytes
+    for i in range(20):
+        ids = np.full((1, 1400), 5 + i)
+        engine.add(runner.sequence(str(i), Request(str(i), {"input_ids": ids}, {"max_tokens": 600})))
+    for _ in range(4):
+        engine.step()
+    assert in_blocks() == 160
+    with pytest.raises(RequestError, match="within 2048 tokens, got 1400 \\+ 700"):
+        runner.sequence("x", Request("x", {"input_ids": np.full((1, 1400), 5)}, {"max_tokens": 700}))
+    host.tune(hosted, 40, 1)
+    assert in_blocks() == 320
+    assert hosted.memory_bytes == loaded_bytes + 160 * per_block
+    for _ in range(4):
+        engine.step()
+    assert engine.scheduler.num_running == 3
+    host.tune(hosted, 1, 1)  # those that run keep theirs until they end
+    assert engine.scheduler.pool.num_blocks == 128
+    assert in_blocks() == engine.scheduler.pool.highest_taken > 128
+    for i in range(20):
+        engine.cancel(str(i))
+    assert engine.idle
+    host.tune(hosted, 1, 1)
+    assert in_blocks() == engine.scheduler.pool.num_free == 128
 
 
 def test_a_generation_returns_only_the_outputs_asked_for(llama: GenerationRunner) -> None:

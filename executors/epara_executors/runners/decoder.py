@@ -82,14 +82,14 @@ class DecoderPart:
         self.vocab_size = int(self.config.vocab_size)
         # Logits of a whole prompt would be large, and all but the last row's are thrown away.
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self._cache: PagedCache | None = None
+        self.cache: PagedCache | None = None
 
     def resize(self, num_blocks: int) -> None:
         """A cache of this many blocks; blocks that stay keep their content."""
-        if self._cache is None:
-            self._cache = PagedCache(self.num_layers, num_blocks, self.device)
-        elif num_blocks != self._cache.num_blocks:
-            self._cache.resize(num_blocks)
+        if self.cache is None:
+            self.cache = PagedCache(self.num_layers, num_blocks, self.device)
+        elif num_blocks != self.cache.num_blocks:
+            self.cache.resize(num_blocks)
 
     @torch.inference_mode()
     def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,22 +104,22 @@ class DecoderPart:
         -------
         Logits of each row's last token, (rows, vocabulary), on the last stage; else activations.
         """
-        if self._cache is None:
+        if self.cache is None:
             raise ValueError("decoder: expected a cache before the first step")
         lengths = [len(row) for row in step.tokens]
         if step.is_prompt:
-            positions, seen = self._cache.aim_prompts(step.tables, lengths)
+            positions, seen = self.cache.aim_prompts(step.tables, lengths)
             mask = None if len(lengths) == 1 else self._additive(seen)  # the causal rule alone is right for one
             ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         else:
-            positions, mask = self._cache.aim_steps(step.tables, step.starts)
+            positions, mask = self.cache.aim_steps(step.tables, step.starts)
             ends = torch.zeros(1, dtype=torch.long, device=self.device)
         if hidden is None:
             tokens = torch.tensor([t for row in step.tokens for t in row], dtype=torch.long, device=self.device)
             given: dict[str, Any] = {"input_ids": tokens.view(step.shape)}
         else:
             given = {"inputs_embeds": hidden}
-        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self._cache, "use_cache": True}
+        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
         if self.ranks.pp == 1:  # no stage to cut: any causal LM of transformers will do
             if self._keeps_logits:
                 logits = self.model(**given, logits_to_keep=ends).logits

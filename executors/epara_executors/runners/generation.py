@@ -174,7 +174,7 @@ class GenerationRunner:
 
         Not every architecture takes a mask of its own shape. The engine must be idle.
         """
-        one, two = ((self.part.vocab_size // n,) * n for n in (3, 5))
+        one, two = (tuple((i * i + n) % self.part.vocab_size for i in range(n)) for n in (5, 9))
         steps = [Step((one,), (0,), ((1,),)), Step((two,), (0,), ((1,),)), Step((one, two), (0, 0), ((1,), (1,)))]
         try:
             first, second, both = (self.land(len(s.tokens), self.launch(s)) for s in steps)

@@ -120,7 +120,8 @@ class Host:
         warm_up(hosted)
         if hosted.generation is not None and hosted.engine is not None and not hosted.generation.packs():
             hosted.engine.scheduler.pass_tokens = 0
-        hosted.memory_bytes = weights + meter.peak_bytes()
+        # What came from memory that this process had once used before, the meter does not see: a cache is counted.
+        hosted.memory_bytes = weights + max(meter.peak_bytes(), _cache_bytes(hosted))
         hosted.load_s = time.perf_counter() - started_at
         return hosted
 
@@ -134,10 +135,10 @@ class Host:
         runner, engine = hosted.generation, hosted.engine
         if runner is not None and engine is not None:
             engine.scheduler.batch = batch
-            before = engine.scheduler.pool.num_blocks
-            wanted = engine.scheduler.resize(_cache_blocks(hosted.tenant, runner))
-            if wanted != before:
-                runner.resize(wanted, kept=engine.scheduler.pool.highest_taken)
+            before = _cache_bytes(hosted)
+            num_blocks = engine.scheduler.resize(_cache_blocks(hosted.tenant, runner))
+            runner.resize(num_blocks, kept=engine.scheduler.pool.highest_taken)
+            hosted.memory_bytes += _cache_bytes(hosted) - before
 
     def follow(self) -> None:
         """Ranks other than 0: do what rank 0 tells until it says stop."""
@@ -205,6 +206,11 @@ class Host:
         return Hosted(tenant, generation=runner, engine=engine)
 
 
+def _cache_bytes(hosted: Hosted) -> int:
+    cache = hosted.generation.part.cache if hosted.generation is not None else None
+    return cache.num_bytes if cache is not None else 0
+
+
 def _cache_blocks(tenant: Tenant, runner: GenerationRunner) -> int:
     return cache_blocks(
         sequences=tenant.batch * runner.depth,
@@ -228,7 +234,7 @@ def warm_up(hosted: Hosted) -> None:
 
 
 def run_steps(runner: GenerationRunner, batch: int, width: int, start: int) -> float:
-    """Run one synthetic step per slot group through all stages; mean seconds per step. The engine must be idle."""
+    """Run one synthetic step per group through all stages; mean seconds per step. The engine must be idle."""
     steps = runner.measured_steps(batch, width, start)
     started_at = time.perf_counter()
     under_way = [runner.launch(step) for step in steps]
