@@ -12,7 +12,8 @@ in turn, on the same machine and with the same requests:
               `at once` reached, then 32 in one instant
 
 Every greedy answer is compared with that of `generate`: exact or not. Figures are medians over rounds, ratios are taken
-within a round. `cpu` is what the processes used, which neighbours on the machine disturb less. `rules` is what transformers' continuous batching makes of a request's own parameters.
+within a round. `cpu` is what the processes used, which neighbours on the machine disturb less. `rules` is what
+transformers' continuous batching makes of a request's own parameters.
 
 Writes benchmarks/results/generation.json with the machine and the date.
 """
