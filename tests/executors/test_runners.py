@@ -263,11 +263,14 @@ def test_a_cache_takes_what_was_set_and_not_a_byte_more_whatever_is_asked(tiny_r
     assert runner is not None
     assert engine is not None
     assert runner.part.cache is not None
-    per_block = 16 * 2 * 2 * 4 * 32 * 4  # tokens, keys and values, heads, layers, head size, bytes
+    in_layer = 16 * 2 * 2 * 32 * 4  # bytes of a block: tokens, keys and values, heads, head size, bytes
 
     def in_blocks() -> int:
-        assert runner.part.cache is not None
-        return runner.part.cache.num_bytes // per_block - 1  # one block takes the padding
+        """Four layers, with a block for padding each, and two desks on which one layer's blocks are gathered."""
+        cache = runner.part.cache
+        assert cache is not None
+        assert cache.num_bytes == 4 * (1 + cache.num_blocks) * in_layer + 2 * cache.num_blocks * in_layer
+        return cache.num_blocks
 
     assert in_blocks() == engine.scheduler.pool.num_blocks == 20 * 8
     loaded_bytes = hosted.memory_bytes
@@ -281,10 +284,10 @@ def test_a_cache_takes_what_was_set_and_not_a_byte_more_whatever_is_asked(tiny_r
     with pytest.raises(RequestError, match="within 2048 tokens, got 1400 \\+ 700"):
         runner.sequence("x", Request("x", {"input_ids": np.full((1, 1400), 5)}, {"max_tokens": 700}))
     host.tune(hosted, 40, 1)
-    assert in_blocks() == 320
-    assert hosted.memory_bytes == loaded_bytes + 160 * per_block
+    assert hosted.memory_bytes == loaded_bytes + 160 * 6 * in_layer
     for _ in range(4):
         engine.step()
+    assert in_blocks() == 320
     assert engine.scheduler.num_running == 3
     host.tune(hosted, 1, 1)  # those that run keep theirs until they end
     assert engine.scheduler.pool.num_blocks == 128
@@ -294,6 +297,14 @@ def test_a_cache_takes_what_was_set_and_not_a_byte_more_whatever_is_asked(tiny_r
     assert engine.idle
     host.tune(hosted, 1, 1)
     assert in_blocks() == engine.scheduler.pool.num_free == 128
+
+
+def test_one_long_sequence_among_short_ones_is_stepped_apart_and_nothing_changes(llama: GenerationRunner) -> None:
+    prompts = ["x" * 900, *PROMPTS]
+    assert llama.part.cache is not None
+    lengths = [901, *(len(p.encode()) + 1 for p in PROMPTS)]
+    assert [len(part) for part in llama.part.cache.rows_at_once(lengths)] == [3, 5]
+    assert generate(llama, 8, prompts, max_tokens=9) == generate(llama, 1, prompts, max_tokens=9)
 
 
 def test_a_generation_returns_only_the_outputs_asked_for(llama: GenerationRunner) -> None:

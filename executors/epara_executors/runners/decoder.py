@@ -50,6 +50,9 @@ class Step:
         """Of the pass: prompts one after the other in a single row, or a row for each token."""
         return (1, sum(map(len, self.tokens))) if self.is_prompt else (len(self.tokens), 1)
 
+    def of_rows(self, rows: Sequence[int]) -> Step:
+        return Step(*(tuple(given[r] for r in rows) for given in (self.tokens, self.starts, self.tables)))
+
     def frame(self, replica: str) -> Frame:
         fields = {"tokens": self.tokens, "starts": self.starts, "tables": self.tables}
         return Frame("step", {**fields, "replica": replica})
@@ -106,20 +109,28 @@ class DecoderPart:
         """
         if self.cache is None:
             raise ValueError("decoder: expected a cache before the first step")
+        parts = [] if step.is_prompt else self.cache.rows_at_once([start + 1 for start in step.starts])
+        if len(parts) < 2:
+            return self._pass(self.cache, step, hidden)
+        made = [self._pass(self.cache, step.of_rows(p), None if hidden is None else hidden[p]) for p in parts]
+        order = sorted((row, at) for at, row in enumerate(row for part in parts for row in part))
+        return torch.cat(made)[[at for _, at in order]]
+
+    def _pass(self, cache: PagedCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
         lengths = [len(row) for row in step.tokens]
         if step.is_prompt:
-            positions, seen = self.cache.aim_prompts(step.tables, lengths)
-            mask = None if len(lengths) == 1 else self._additive(seen)  # the causal rule alone is right for one
+            positions, seen = cache.aim_prompts(step.tables, lengths)
+            mask = None if seen is None else self._additive(seen)
             ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         else:
-            positions, mask = self.cache.aim_steps(step.tables, step.starts)
+            positions, mask = cache.aim_steps(step.tables, step.starts)
             ends = torch.zeros(1, dtype=torch.long, device=self.device)
         if hidden is None:
             tokens = torch.tensor([t for row in step.tokens for t in row], dtype=torch.long, device=self.device)
             given: dict[str, Any] = {"input_ids": tokens.view(step.shape)}
         else:
             given = {"inputs_embeds": hidden}
-        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
+        given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
         if self.ranks.pp == 1:  # no stage to cut: any causal LM of transformers will do
             if self._keeps_logits:
                 logits = self.model(**given, logits_to_keep=ends).logits

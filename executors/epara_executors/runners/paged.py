@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from epara_executors.worker.blocks import BLOCK_TOKENS, blocks_for
 
+_DESKS = 2  # times a layer's blocks: room to gather rows of different lengths, padded to the longest
+
 
 @dataclass(slots=True)
 class _Aim:
@@ -66,9 +68,7 @@ class PagedLayer(CacheLayerMixin):
         """Room for so many blocks that nobody needs any more: fresh memory would cost more than the copy."""
         desks = self.aimed.desks
         if len(desks) <= index:
-            desks.append(like.new_empty(0))
-        if desks[index].shape[1:] != like.shape[1:] or len(desks[index]) < num_blocks:
-            desks[index] = like.new_empty(num_blocks, *like.shape[1:])
+            desks.append(like.new_empty(_DESKS * self.num_blocks, *like.shape[1:]).zero_())
         return desks[index][:num_blocks]
 
     def resize(self, num_blocks: int) -> None:
@@ -113,27 +113,32 @@ class PagedCache(Cache):
         self._desks: list[torch.Tensor] = []
         super().__init__(layers=list(self.paged_layers))
 
-    def aim_prompts(self, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def aim_prompts(
+        self, tables: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Prepare a pass of whole prompts, one after the other in a single row of T tokens.
 
         Returns
         -------
-        Position ids, (1, T), and which tokens each sees: its own prompt's up to itself, (1, 1, T, T) booleans.
+        Position ids, (1, T), and which tokens each sees: its own prompt's up to itself, (1, 1, T, T) booleans; None for
+        one prompt, where the causal rule alone is right.
         """
         places = torch.arange(max(lengths), device=self._device)
         positions = torch.cat([places[:n] for n in lengths])
-        owners = torch.arange(len(lengths), device=self._device).repeat_interleave(
-            torch.tensor(lengths, device=self._device)
-        )
-        blocks = torch.tensor([t[p] for t, n in zip(tables, lengths, strict=True) for p in _block_of(n)])
-        self._aim(blocks.to(self._device) * BLOCK_TOKENS + positions % BLOCK_TOKENS, None, 1, len(positions), 0)
+        blocks = [t[p // BLOCK_TOKENS] for t, n in zip(tables, lengths, strict=True) for p in range(n)]
+        write = torch.tensor(blocks, device=self._device) * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        self._aim(write, None, 1, len(positions), 0)
+        if len(lengths) == 1:
+            return positions[None, :], None
+        counts = torch.tensor(lengths, device=self._device)
+        owners = torch.arange(len(lengths), device=self._device).repeat_interleave(counts)
         seen = (owners[:, None] == owners[None, :]) & (positions[None, :] <= positions[:, None])
         return positions[None, :], seen[None, None]
 
     def aim_steps(
         self, tables: Sequence[Sequence[int]], starts: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Prepare a pass of one token for each row, at its position.
+        """Prepare a pass of one token for each row, at its position. Of no more rows than `rows_at_once` says.
 
         Returns
         -------
@@ -149,6 +154,20 @@ class PagedCache(Cache):
             return positions, None
         return positions, torch.arange(longest, device=self._device)[None, :] <= positions
 
+    def rows_at_once(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows of a step in parts, the longest first. Padded to its longest row each has room on the desks.
+
+        One long sequence beside many short ones would else need room for as many long ones, which nobody set.
+        """
+        parts: list[list[int]] = []
+        most = 0
+        for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+            if not parts or len(parts[-1]) == most:
+                parts.append([])
+                most = _DESKS * self.num_blocks // blocks_for(lengths[row])
+            parts[-1].append(row)
+        return parts
+
     def _aim(self, write: torch.Tensor, read: torch.Tensor | None, num_rows: int, width: int, before: int) -> None:
         aim = _Aim(write=write, read=read, num_rows=num_rows, width=width, longest=before + width, desks=self._desks)
         for layer in self.paged_layers:
@@ -157,15 +176,11 @@ class PagedCache(Cache):
     def resize(self, num_blocks: int) -> None:
         """More blocks, or fewer; content beyond them is lost."""
         self.num_blocks = num_blocks
+        self._desks[:] = [d.new_empty(_DESKS * num_blocks, *d.shape[1:]).zero_() for d in self._desks]
         for layer in self.paged_layers:
             layer.resize(num_blocks)
 
     @property
     def num_bytes(self) -> int:
         tensors = [t for layer in self.paged_layers if layer.is_initialized for t in (layer.keys, layer.values)]
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-
-def _block_of(length: int) -> list[int]:
-    """For each position of a prompt, which of its blocks it is in."""
-    return [p // BLOCK_TOKENS for p in range(length)]
+        return sum(t.numel() * t.element_size() for t in (*tensors, *self._desks) if t is not None)
