@@ -80,16 +80,21 @@ def floor(folder: Path) -> Generator[Server]:
 
 
 @contextmanager
-def epara(folder: Path) -> Generator[Server]:
-    """`epara executor` with a plan that `epara plan` made from measured profiles and `epara apply` brought there."""
+def epara(
+    folder: Path, describe: Callable[[str], dict[str, object]] | None = None, batch: int = 0
+) -> Generator[Server]:
+    """`epara executor` with a plan that `epara plan` made from measured profiles and `epara apply` brought there.
+
+    `describe` makes the edge for its address, `edge` if absent; replicas have this batch, MAX_BATCH if 0.
+    """
     cli = [sys.executable, "-m", "epara_opt.cli"]
     here = ["--model-root", str(folder)]
     arguments = ["executor", "--server", "edge", "--listen", "127.0.0.1:0", "--state-dir", str(folder / "state"), *here]
     server = Server([*cli, *arguments], folder / "epara.log")
     try:
         topology, plan = folder / "edge.yaml", folder / "plan.json"
-        topology.write_text(yaml.safe_dump(edge(server.address), sort_keys=False))
-        batches = ["--batches", str(MAX_BATCH), "--budget", "1"]
+        topology.write_text(yaml.safe_dump((describe or edge)(server.address), sort_keys=False))
+        batches = ["--batches", str(batch or MAX_BATCH), "--budget", "1"]
         _done([*cli, "profile", str(topology), "--out", str(folder / "profile.csv"), *batches, *here])
         _done([*cli, "plan", str(topology), "--out", str(plan), "--time-limit", "10"])
         _done([*cli, "apply", str(topology), str(plan)])

@@ -8,6 +8,7 @@ from collections import deque
 import pytest
 from epara_executors.runners.contract import RequestError
 from epara_executors.runners.transcript import IncrementalTranscript
+from epara_executors.worker.blocks import BlockPool
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.scheduler import Scheduler, Work
 from epara_executors.worker.sequences import Sampling, Sequence
@@ -53,7 +54,7 @@ def run(engine: Engine) -> list[tuple[str, int, bool]]:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_every_sequence_gets_its_own_tokens_whatever_the_company_and_depth(depth: int) -> None:
     stage = CountingStage(depth)
-    engine = Engine(stage, Scheduler(2, depth), itertools.count().__next__)
+    engine = Engine(stage, Scheduler(2, BlockPool(99), depth), itertools.count().__next__)
     members = [sequence(str(i), max_tokens=1 + i % 4, prompt_length=60 + i) for i in range(9)]
     for member in members:
         engine.add(member)
@@ -67,7 +68,7 @@ def test_every_sequence_gets_its_own_tokens_whatever_the_company_and_depth(depth
 
 
 def test_an_end_token_ends_a_sequence_and_is_among_its_tokens() -> None:
-    engine = Engine(CountingStage(), Scheduler(1), itertools.count().__next__)
+    engine = Engine(CountingStage(), Scheduler(1, BlockPool(99)), itertools.count().__next__)
     member = sequence("a", max_tokens=50, end_tokens=frozenset([67]))
     engine.add(member)
     run(engine)
@@ -76,7 +77,7 @@ def test_an_end_token_ends_a_sequence_and_is_among_its_tokens() -> None:
 
 
 def test_a_stop_string_ends_a_sequence_and_is_not_in_its_text() -> None:
-    engine = Engine(CountingStage(), Scheduler(1), itertools.count().__next__)
+    engine = Engine(CountingStage(), Scheduler(1, BlockPool(99)), itertools.count().__next__)
     member = sequence("a", max_tokens=50, transcript=IncrementalTranscript(decode, ["DE"]))
     engine.add(member)
     run(engine)
@@ -85,7 +86,7 @@ def test_a_stop_string_ends_a_sequence_and_is_not_in_its_text() -> None:
 
 
 def test_cancelled_sequences_emit_nothing_more() -> None:
-    engine = Engine(CountingStage(2), Scheduler(1, 2), itertools.count().__next__)
+    engine = Engine(CountingStage(2), Scheduler(1, BlockPool(99), 2), itertools.count().__next__)
     for key in "ab":
         engine.add(sequence(key, max_tokens=5))
     engine.step()
@@ -120,6 +121,9 @@ def test_half_a_character_at_the_end_is_shown_as_what_it_is() -> None:
         ({"temperature": -1}, "params.temperature: expected >= 0, got -1"),
         ({"top_p": 0}, r"params.top_p: expected in \(0, 1\], got 0"),
         ({"top_k": "many"}, "params.top_k: expected a number, got 'many'"),
+        ({"seed": 1.5}, "params.seed: expected a whole number, got 1.5"),
+        ({"presence_penalty": 2.01}, r"params.presence_penalty: expected in \[-2, 2\], got 2.01"),
+        ({"repetition_penalty": 1e-320}, r"params.repetition_penalty: expected in \[0.01, 100\], got 1e-320"),
         ({"temperature": True}, "params.temperature: expected a number, got True"),
     ],
 )

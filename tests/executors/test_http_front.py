@@ -87,7 +87,11 @@ def error_of(response):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"frequency_penalty": 0.5}, "frequency_penalty: is not offered; expected 0 or nothing, got 0.5"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty: expected a number in [-2, 2], got 2.5"),
+        ({"presence_penalty": "much"}, 'presence_penalty: expected a number in [-2, 2], got "much"'),
+        ({"repetition_penalty": 0}, "repetition_penalty: expected a number in [0.01, 100], got 0"),
+        ({"logit_bias": {"1": 5}}, "logit_bias: is not offered; expected {} or nothing"),
+        ({"min_p": 0.1}, "min_p: is not known"),
         ({"n": 2}, "n: is not offered; expected 1 or nothing, got 2"),
         ({"tools": [{"type": "function"}]}, "tools: is not offered"),
         ({"response_format": {"type": "json_object"}}, "response_format: is not offered"),

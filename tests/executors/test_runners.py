@@ -6,6 +6,7 @@ another order (about 1e-6 is seen). Alone, a request must match exactly.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from epara_executors.runners import chat
 from epara_executors.runners.arrays import from_array, text_array, to_array
 from epara_executors.runners.batches import OnePassRunner
 from epara_executors.runners.contract import LoadError, Request, RequestError, UnsupportedShape
-from epara_executors.runners.generation import GenerationRunner, choose
+from epara_executors.runners.generation import GenerationRunner
 from epara_executors.runners.loading import image_size, read_config
 from epara_executors.runners.registry import open_decoder, open_one_pass, supported_shapes
+from epara_executors.runners.sampling import choose, penalized
+from epara_executors.runners.transcript import IncrementalTranscript
+from epara_executors.worker.blocks import BlockPool
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.frames import Tensor
+from epara_executors.worker.hosting import Host, Tenant
 from epara_executors.worker.ranks import alone
 from epara_executors.worker.scheduler import Scheduler
-from epara_executors.worker.sequences import Sampling
+from epara_executors.worker.sequences import Sampling, Sequence
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -33,6 +38,8 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
 )
 
 CPU = torch.device("cpu")
@@ -168,16 +175,24 @@ def test_only_the_outputs_asked_for_are_returned(tiny_root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def llama(tiny_root: Path) -> GenerationRunner:
-    part = open_decoder("tiny-llama", tiny_root, CPU, alone(), capacity=16)
-    return GenerationRunner("r", part, "tiny-llama", tiny_root)
+    part = open_decoder("tiny-llama", tiny_root, CPU, alone())
+    runner = GenerationRunner("r", part, "tiny-llama", tiny_root)
+    runner.resize(100)
+    return runner
 
 
 PROMPTS = ["hello", "the quick brown fox jumps over", "a", "más vale tarde que nunca", "zz", "x" * 60, "42"]
 
 
-def generate(runner: GenerationRunner, batch: int, prompts: list[str], **params: Any) -> list[list[int]]:
-    runner.resize(batch)
-    engine = Engine(runner, Scheduler(batch), time.monotonic)
+def generate(
+    runner: GenerationRunner,
+    batch: int,
+    prompts: list[str],
+    pool: BlockPool | None = None,
+    scheduler: Scheduler | None = None,
+    **params: Any,
+) -> list[list[int]]:
+    engine = Engine(runner, scheduler or Scheduler(batch, pool or BlockPool(100)), time.monotonic)
     members = [
         runner.sequence(str(i), Request(str(i), {"text": text_array([p])}, {"max_tokens": 12 + 5 * i, **params}))
         for i, p in enumerate(prompts)
@@ -201,6 +216,97 @@ def test_greedy_generation_equals_generate_token_for_token(
         assert tokens == direct.tolist()
 
 
+def test_sequences_that_gave_up_their_place_go_on_as_if_nothing_had_been(llama: GenerationRunner) -> None:
+    """Seven sequences of up to seven blocks in a pool of eight: taken in, interrupted, computed anew."""
+    alone = generate(llama, 1, PROMPTS)
+    for params in ({}, {"temperature": 0.9, "seed": 5, "frequency_penalty": 0.4}):
+        pool = BlockPool(8)
+        expected = alone if not params else generate(llama, 1, PROMPTS, **params)
+        assert generate(llama, 7, PROMPTS, pool, **params) == expected
+        assert pool.num_free == 8
+
+
+def test_a_model_that_cannot_tell_packed_prompts_apart_runs_them_alone_and_is_exact(
+    llama: GenerationRunner, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Bloom makes its positions from a padding mask and takes no other."""
+    shutil.copytree(tiny_root / "tiny-llama", tmp_path / "bloom")
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=64, n_layer=2, n_head=4, eos_token_id=None)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    model.save_pretrained(tmp_path / "bloom")
+    hosted = Host(tmp_path, CPU, alone()).host(Tenant(replica="r", source="bloom", task="text-generation", batch=3))
+    assert llama.packs()
+    assert hosted.generation is not None
+    assert hosted.engine is not None
+    assert hosted.engine.scheduler.pass_tokens == 0
+    scheduler = Scheduler(3, BlockPool(100))
+    scheduler.pass_tokens = 0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    for prompt, tokens in zip(
+        PROMPTS, generate(hosted.generation, 3, PROMPTS, scheduler=scheduler, max_tokens=8), strict=True
+    ):
+        given = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        made = model.generate(**given, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        assert tokens == made[0, given["input_ids"].shape[1] :].tolist()
+
+
+def test_a_cache_takes_what_was_set_and_not_a_byte_more_whatever_is_asked(tiny_root: Path) -> None:
+    host = Host(tiny_root, CPU, alone())
+    tenant = Tenant(
+        replica="r", source="tiny-llama", task="text-generation", batch=20, prompt_tokens=100, output_tokens=28
+    )
+    hosted = host.host(tenant)
+    runner, engine = hosted.generation, hosted.engine
+    assert runner is not None
+    assert engine is not None
+    assert runner.part.cache is not None
+    in_layer = 16 * 2 * 2 * 32 * 4  # bytes of a block: tokens, keys and values, heads, head size, bytes
+
+    def in_blocks() -> int:
+        """Four layers, with a block for padding each, and two desks on which one layer's blocks are gathered."""
+        cache = runner.part.cache
+        assert cache is not None
+        assert cache.num_bytes == 4 * (1 + cache.num_blocks) * in_layer + 2 * cache.num_blocks * in_layer
+        return cache.num_blocks
+
+    assert in_blocks() == engine.scheduler.pool.num_blocks == 20 * 8
+    loaded_bytes = hosted.memory_bytes
+    assert loaded_bytes >= runner.parameter_bytes + runner.part.cache.num_bytes
+    for i in range(20):
+        ids = np.full((1, 1400), 5 + i)
+        engine.add(runner.sequence(str(i), Request(str(i), {"input_ids": ids}, {"max_tokens": 600})))
+    for _ in range(4):
+        engine.step()
+    assert in_blocks() == 160
+    with pytest.raises(RequestError, match="within 2048 tokens, got 1400 \\+ 700"):
+        runner.sequence("x", Request("x", {"input_ids": np.full((1, 1400), 5)}, {"max_tokens": 700}))
+    host.tune(hosted, 40, 1)
+    assert hosted.memory_bytes == loaded_bytes + 160 * 6 * in_layer
+    for _ in range(4):
+        engine.step()
+    assert in_blocks() == 320
+    assert engine.scheduler.num_running == 3
+    host.tune(hosted, 1, 1)  # those that run keep theirs until they end
+    assert engine.scheduler.pool.num_blocks == 128
+    assert in_blocks() == engine.scheduler.pool.highest_taken > 128
+    for i in range(20):
+        engine.cancel(str(i))
+    assert engine.idle
+    host.tune(hosted, 1, 1)
+    assert in_blocks() == engine.scheduler.pool.num_free == 128
+
+
+def test_one_long_sequence_among_short_ones_is_stepped_apart_and_nothing_changes(llama: GenerationRunner) -> None:
+    prompts = ["x" * 900, *PROMPTS]
+    assert llama.part.cache is not None
+    lengths = [901, *(len(p.encode()) + 1 for p in PROMPTS)]
+    assert [len(part) for part in llama.part.cache.rows_at_once(lengths)] == [3, 5]
+    assert generate(llama, 8, prompts, max_tokens=9) == generate(llama, 1, prompts, max_tokens=9)
+
+
 def test_a_generation_returns_only_the_outputs_asked_for(llama: GenerationRunner) -> None:
     member = llama.sequence("k", Request("r", {"text": text_array(["a"])}, outputs=("tokens",)))
     assert set(llama.answer(member).outputs) == {"tokens"}
@@ -220,6 +326,15 @@ def test_sampling_with_a_seed_is_the_same_in_any_company(llama: GenerationRunner
         ({"text": text_array(["a"])}, {"max_tokens": 0}, "params.max_tokens: expected >= 1, got 0"),
         ({"text": text_array(["a"])}, {"max_tokens": 5000}, r"within 2048 tokens, got 2 \+ 5000"),
         ({"input_ids": np.array([[-1]])}, {}, r"input_ids: expected values in \[0, 259\), got -1"),
+        (
+            {"text": text_array(["a"])},
+            {"max_tokens": 2046},
+            "within 1600 tokens, the key-value cache of this replica, got",
+        ),
+        ({"text": text_array(["a"])}, {"presence_penalty": 2.5}, r"presence_penalty: expected in \[-2, 2\], got 2.5"),
+        ({"text": text_array(["a"])}, {"frequency_penalty": -3}, r"frequency_penalty: expected in \[-2, 2\], got -3"),
+        ({"text": text_array(["a"])}, {"repetition_penalty": 0}, r"penalty: expected in \[0.01, 100\], got 0"),
+        ({"text": text_array(["a"])}, {"repetition_penalty": "x"}, "repetition_penalty: expected a number, got 'x'"),
         ({"text": text_array(["a"])}, {"stop": 3}, "params.stop: expected text or a list of texts, got 3"),
         ({"text": text_array(["a"])}, {"stops": "a"}, "params.stops: expected a JSON array of texts, got 'a'"),
         ({"text": text_array(["a"])}, {"stops": "[1]"}, r"params.stop: expected text or a list of texts, got \[1\]"),
@@ -268,6 +383,26 @@ def test_temperatures_next_to_nothing_are_greedy_and_none_fails(dtype: torch.dty
     for temperature in (1e-320, 1e-40, 1e-6, 1e-3):
         assert choose(logits, Sampling(temperature=temperature), 0) == 2
     assert 0 <= choose(logits, Sampling(temperature=1e30, top_p=1e-9), 0) < 3
+
+
+def test_the_repetition_penalty_is_that_of_transformers(llama: GenerationRunner, tiny_root: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_root / "tiny-llama").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_root / "tiny-llama")
+    given = tokenizer("hello", return_tensors="pt")
+    direct = model.generate(**given, max_new_tokens=30, do_sample=False, repetition_penalty=1.6)[0, 6:].tolist()
+    assert generate(llama, 2, ["hello", "z"], max_tokens=30, repetition_penalty=1.6)[0] == direct
+    assert generate(llama, 2, ["hello", "z"], max_tokens=30)[0] != direct
+
+
+def test_presence_and_frequency_count_the_output_alone() -> None:
+    transcript = IncrementalTranscript(lambda _: "")
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    member = Sequence(key="k", request="r", prompt=(3,), max_tokens=9, transcript=transcript, sampling=sampling)
+    logits = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    assert penalized(logits, member).tolist() == [1.0, 1.0, 1.0, 1.0]
+    member.tokens = [1, 2, 1]
+    assert penalized(logits, member).tolist() == [1.0, 0.0, 0.25, 1.0]
+    assert logits.tolist() == [1.0] * 4  # the batch's logits are not touched
 
 
 def test_embeddings_say_how_many_tokens_they_read(tiny_root: Path) -> None:

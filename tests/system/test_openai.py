@@ -5,11 +5,13 @@ import json
 import shutil
 import time
 
+import grpc
 import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
 from epara_executors.client import GrpcFleet
+from epara_executors.infer_client import InferClient, InferError
 from epara_executors.local import LocalExecutor
 
 from epara_opt.control.ports import CommitSpec, Fence, GroupSpec, RouteSpec, TenantSpec
@@ -126,6 +128,41 @@ def test_a_completion_equals_the_direct_generation_and_its_usage_is_exact(client
     assert made.choices[0].finish_reason == "length"
     assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (len(ids), num_tokens)
     assert made.usage.total_tokens == len(ids) + num_tokens
+
+
+def test_penalties_are_those_of_transformers_over_http_and_grpc_alike(executor, client, models, tokenizer):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    ids = tokenizer("the edge")["input_ids"]
+    model = LlamaForCausalLM.from_pretrained(models / "tiny-llama").eval()
+    with torch.inference_mode():
+        made = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False, repetition_penalty=1.7)
+    direct = tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+    asked = {"model": "chat", "prompt": ids, "max_tokens": 24, "temperature": 0}
+    over_http = client.completions.create(**asked, extra_body={"repetition_penalty": 1.7}).choices[0].text
+    plain = client.completions.create(**asked).choices[0].text
+    assert over_http == direct != plain
+
+    scarce = client.completions.create(**asked, frequency_penalty=2, presence_penalty=2).choices[0].text
+    with InferClient(executor.address) as grpc_client:
+        for params, expected in (
+            ({"repetition_penalty": 1.7}, direct),
+            ({"frequency_penalty": 2, "presence_penalty": 2.0}, scarce),
+        ):
+            inputs = {"input_ids": np.array([ids], dtype=np.int64)}
+            answer = grpc_client.infer("chat", inputs, params={"max_tokens": 24, **params})
+            assert bytes(answer.outputs["text"][0]).decode() == expected
+        for params, words in (
+            ({"presence_penalty": 3}, "params.presence_penalty: expected in [-2, 2], got 3"),
+            ({"top_k": 2.5}, "params.top_k: expected a whole number, got 2.5"),
+            ({"logit_bias": "{}"}, "parameter 'logit_bias' is not known"),
+            ({"max_tokens": 2047}, "params.max_tokens: expected prompt and output within 2048 tokens, got 9 + 2047"),
+        ):
+            with pytest.raises(InferError) as refused:
+                grpc_client.infer("chat", {"input_ids": np.array([ids], dtype=np.int64)}, params=params)
+            assert refused.value.status is grpc.StatusCode.INVALID_ARGUMENT
+            assert words in refused.value.message
 
 
 def test_a_prompt_may_be_token_ids(client, tokenizer):

@@ -19,7 +19,10 @@ from epara_executors.worker.frames import Tensor
 GENERAL_PARAMETERS = frozenset(
     {"timeout", "priority", "stream", "frame", "sequence_id", "sequence_start", "sequence_end"}
 )
-GENERATION_PARAMETERS = frozenset({"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "stops"})
+PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+GENERATION_PARAMETERS = frozenset(
+    {"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "stops", *PENALTIES}
+)
 _CONTENTS_OF = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",

@@ -1,6 +1,6 @@
-"""A decoder LLM, or this process's part of it, over slot caches.
+"""A decoder LLM, or this process's part of it, over a paged cache.
 
-A step names slots, tokens and positions and nothing else, so the same order runs on every rank: tensor-parallel
+A step names blocks, tokens and positions and nothing else, so the same order runs on every rank: tensor-parallel
 ranks run it side by side, pipeline stages one after the other on the activations of the stage before.
 """
 
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from epara_executors.pipeline import split_layers
 from epara_executors.runners.contract import LoadError
 from epara_executors.runners.loading import read_config, read_model
-from epara_executors.runners.slots import SlotCache
+from epara_executors.runners.paged import PagedCache
 from epara_executors.sharding import shard
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.ranks import Ranks
@@ -27,43 +27,51 @@ from epara_executors.worker.scheduler import Work
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Feed tokens to consecutive slots of one group. Rows of one token may be of different lengths."""
+    """Feed tokens to sequences: whole prompts, or one token to each."""
 
-    group: int
-    slot: int  # of the first row
-    tokens: tuple[tuple[int, ...], ...]  # (rows, width)
+    tokens: tuple[tuple[int, ...], ...]  # (rows, their own number of tokens)
     starts: tuple[int, ...]  # (rows,) position of each row's first token
-    moves: tuple[tuple[int, int], ...] = ()  # slots to copy first
+    tables: tuple[tuple[int, ...], ...]  # (rows, their own number of blocks) of the cache
 
     @staticmethod
     def of(work: Work) -> Step:
-        if work.is_prompt:
-            (sequence,) = work.sequences
-            return Step(work.group, work.slot, (sequence.prompt,), (0,), work.moves)
+        tables = tuple(tuple(s.blocks) for s in work.sequences)
+        if work.is_prompt:  # what was generated already comes with a prompt that is taken in again
+            return Step(tuple((*s.prompt, *s.tokens) for s in work.sequences), (0,) * len(tables), tables)
         tokens = tuple((s.tokens[-1],) for s in work.sequences)
-        return Step(work.group, work.slot, tokens, tuple(s.length - 1 for s in work.sequences), work.moves)
+        return Step(tokens, tuple(s.length - 1 for s in work.sequences), tables)
+
+    @property
+    def is_prompt(self) -> bool:
+        return max(self.starts) == 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the pass: prompts one after the other in a single row, or a row for each token."""
+        return (1, sum(map(len, self.tokens))) if self.is_prompt else (len(self.tokens), 1)
+
+    def of_rows(self, rows: Sequence[int]) -> Step:
+        return Step(*(tuple(given[r] for r in rows) for given in (self.tokens, self.starts, self.tables)))
 
     def frame(self, replica: str) -> Frame:
-        fields = {"group": self.group, "slot": self.slot, "tokens": self.tokens, "starts": self.starts}
-        return Frame("step", {**fields, "moves": self.moves, "replica": replica})
+        fields = {"tokens": self.tokens, "starts": self.starts, "tables": self.tables}
+        return Frame("step", {**fields, "replica": replica})
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> Step:
         return Step(
-            int(fields["group"]),
-            int(fields["slot"]),
             tuple(tuple(row) for row in fields["tokens"]),
             tuple(fields["starts"]),
-            tuple((int(a), int(b)) for a, b in fields["moves"]),
+            tuple(tuple(row) for row in fields["tables"]),
         )
 
 
 class DecoderPart:
-    """The layers and heads of a causal LM that this rank owns, and their slot caches (one per slot group)."""
+    """The layers and heads of a causal LM that this rank owns, and their cache."""
 
-    def __init__(self, source: str, model_root: Path, device: torch.device, ranks: Ranks, *, capacity: int) -> None:
+    def __init__(self, source: str, model_root: Path, device: torch.device, ranks: Ranks) -> None:
         self.config = read_config(source, model_root)
-        if why := slots_unsupported(self.config):
+        if why := cache_unsupported(self.config):
             raise LoadError(f"model {source}: {why}")
         self.ranks = ranks
         self.device = device
@@ -76,18 +84,15 @@ class DecoderPart:
         self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self.config.vocab_size)
         # Logits of a whole prompt would be large, and all but the last row's are thrown away.
-        can_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self._only_last = {"logits_to_keep": 1} if can_keep else {}
-        self._capacity = capacity
-        self._caches: list[SlotCache] = []
+        self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.cache: PagedCache | None = None
 
-    def resize(self, num_slots: int, num_groups: int) -> None:
-        """Make room for this many slots per group; room once made is kept."""
-        for cache in self._caches:
-            if num_slots > cache.slot_layers[0].num_slots:
-                cache.resize(num_slots)
-        while len(self._caches) < num_groups:
-            self._caches.append(SlotCache(self.num_layers, num_slots, self._capacity, self.device))
+    def resize(self, num_blocks: int) -> None:
+        """A cache of this many blocks; blocks that stay keep their content."""
+        if self.cache is None:
+            self.cache = PagedCache(self.num_layers, num_blocks, self.device)
+        elif num_blocks != self.cache.num_blocks:
+            self.cache.resize(num_blocks)
 
     @torch.inference_mode()
     def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
@@ -102,25 +107,48 @@ class DecoderPart:
         -------
         Logits of each row's last token, (rows, vocabulary), on the last stage; else activations.
         """
-        cache = self._caches[step.group]
-        for source, target in step.moves:
-            cache.move(source, target)
-        positions, mask = cache.aim(step.slot, step.starts, len(step.tokens[0]))
+        if self.cache is None:
+            raise ValueError("decoder: expected a cache before the first step")
+        parts = [] if step.is_prompt else self.cache.rows_at_once([start + 1 for start in step.starts])
+        if len(parts) < 2:
+            return self._pass(self.cache, step, hidden)
+        made = [self._pass(self.cache, step.of_rows(p), None if hidden is None else hidden[p]) for p in parts]
+        order = sorted((row, at) for at, row in enumerate(row for part in parts for row in part))
+        return torch.cat(made)[[at for _, at in order]]
+
+    def _pass(self, cache: PagedCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
+        lengths = [len(row) for row in step.tokens]
+        if step.is_prompt:
+            positions, seen = cache.aim_prompts(step.tables, lengths)
+            mask = None if seen is None else self._additive(seen)
+            ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        else:
+            positions, mask = cache.aim_steps(step.tables, step.starts)
+            ends = torch.zeros(1, dtype=torch.long, device=self.device)
         if hidden is None:
-            given: dict[str, Any] = {"input_ids": torch.tensor(step.tokens, dtype=torch.long, device=self.device)}
+            tokens = torch.tensor([t for row in step.tokens for t in row], dtype=torch.long, device=self.device)
+            given: dict[str, Any] = {"input_ids": tokens.view(step.shape)}
         else:
             given = {"inputs_embeds": hidden}
         given |= {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
         if self.ranks.pp == 1:  # no stage to cut: any causal LM of transformers will do
-            return cast("torch.Tensor", self.model(**given, **self._only_last).logits[:, -1]).float()
+            if self._keeps_logits:
+                logits = self.model(**given, logits_to_keep=ends).logits
+            else:
+                logits = self.model(**given).logits[:, ends]
+            return cast("torch.Tensor", logits.reshape(len(lengths), -1)).float()
         made = self.model.model(**given).last_hidden_state
         if not self.ranks.is_last_stage:
             return cast("torch.Tensor", made)
-        return cast("torch.Tensor", self.model.lm_head(made[:, -1])).float()
+        return cast("torch.Tensor", self.model.lm_head(made[:, ends].reshape(len(lengths), -1))).float()
+
+    def _additive(self, seen: torch.Tensor) -> torch.Tensor:
+        """A mask that every kind of attention takes: added to the scores."""
+        return torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, torch.finfo(self.dtype).min)
 
     def follow(self, step: Step) -> None:
         """What a rank other than 0 does for a step: take activations if it must, run, pass on what comes out."""
-        shape = (len(step.tokens), len(step.tokens[0]), self.hidden_size)
+        shape = (*step.shape, self.hidden_size)
         hidden = self.ranks.receive_activations(shape, self.dtype, self.device) if self.ranks.stage else None
         made = self.run(step, hidden)
         if not self.ranks.is_last_stage:
@@ -129,8 +157,8 @@ class DecoderPart:
             self.ranks.send_logits(made)
 
 
-def slots_unsupported(config: PreTrainedConfig) -> str:
-    """Why a slot cache cannot serve this model; empty if it can."""
+def cache_unsupported(config: PreTrainedConfig) -> str:
+    """Why a paged cache of full attention cannot serve this model; empty if it can."""
     kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
     other = sorted({k for k in kinds if k != "full_attention"})
     if other:

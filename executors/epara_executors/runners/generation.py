@@ -1,8 +1,9 @@
 """Text generation: requests to sequences, steps to tokens, sequences to answers. Runs on rank 0.
 
-Greedy output equals `model.generate(do_sample=False)` token for token: prompts run alone, steps mask each row to
-its own length, and the end-of-text tokens are those of the generation config. Of its other settings none is read:
-sampling comes from the request (temperature, top_k, top_p, seed); greedy is the default.
+Greedy output equals `model.generate(do_sample=False)` token for token: each row sees its own tokens alone, and the
+end-of-text tokens are those of the generation config. Of its other settings none is read: sampling comes from the
+request (temperature, top_k, top_p, seed, penalties); greedy is the default. Exact means: as exact as arithmetic that
+adds in another order in a batch of another size; nothing but a tie within some 1e-6 may fall the other way.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from epara_executors.runners.arrays import text_array
 from epara_executors.runners.contract import Answer, Form, Request, RequestError, TensorSpec, check
 from epara_executors.runners.decoder import DecoderPart, Step
 from epara_executors.runners.loading import parameter_bytes, read_tokenizer
+from epara_executors.runners.sampling import next_tokens
 from epara_executors.runners.transcript import IncrementalTranscript
+from epara_executors.worker.blocks import BLOCK_TOKENS, blocks_for
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.scheduler import Work
-from epara_executors.worker.sequences import Sampling, Sequence, number
+from epara_executors.worker.sequences import Sampling, Sequence, whole
 
 _DEFAULT_OUTPUT_TOKENS = 64
-_GREEDY_BELOW = 1e-6  # temperatures that no float32 can divide by
+_SAME = 0.02  # of the range of logits: rounding in 16 bits stays below, another mask does not
 _MAX_STOPS = 16  # each is looked for at every token, while every other sequence waits
 
 
@@ -53,6 +56,7 @@ class GenerationRunner:
         ends = part.config.eos_token_id if ends is None else ends
         self._ends = frozenset[int]() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
         self._under_way: deque[tuple[Work, torch.Tensor | None]] = deque()
+        self._num_blocks = 0
 
     @property
     def parameter_bytes(self) -> int:
@@ -66,14 +70,16 @@ class GenerationRunner:
             raise RequestError(f"{name}: expected one sequence per request, got {rows}")
         prompt = self._prompt(request)
         params = request.params
-        max_tokens = int(number(params, "max_tokens", self._default_tokens))
+        max_tokens = whole(params, "max_tokens", self._default_tokens)
         if max_tokens < 1:
             raise RequestError(f"params.max_tokens: expected >= 1, got {max_tokens}")
-        if len(prompt) + max_tokens > self.max_length:
-            raise RequestError(
-                f"params.max_tokens: expected prompt and output within {self.max_length} tokens, "
-                f"got {len(prompt)} + {max_tokens}"
-            )
+        room = self._num_blocks * BLOCK_TOKENS
+        for limit, whose in ((self.max_length, ""), (room, ", the key-value cache of this replica")):
+            if len(prompt) + max_tokens > limit:
+                raise RequestError(
+                    f"params.max_tokens: expected prompt and output within {limit} tokens{whose}, "
+                    f"got {len(prompt)} + {max_tokens}"
+                )
         stops = [*_stops(params.get("stop")), *_listed_stops(params.get("stops"))]
         if len(stops) > _MAX_STOPS:
             raise RequestError(f"params.stops: expected at most {_MAX_STOPS} texts, got {len(stops)}")
@@ -134,7 +140,7 @@ class GenerationRunner:
     def collect(self) -> tuple[Work, list[int]]:
         work, logits = self._under_way.popleft()
         logits = self.land(len(work.sequences), logits)
-        return work, [self._next_token(row, s) for row, s in zip(logits, work.sequences, strict=True)]
+        return work, next_tokens(logits, work.sequences)
 
     def forget(self) -> None:
         """Give up what is under way; after an error, on one rank only."""
@@ -156,34 +162,40 @@ class GenerationRunner:
             logits = self.part.ranks.receive_logits((num_rows, self.part.vocab_size), self.part.device)
         return logits.cpu()
 
-    def resize(self, batch: int) -> None:
-        """Make room for `batch` slots per group on every rank."""
-        self.part.ranks.tell(Frame("resize", {"replica": self.replica, "batch": batch}))
-        self.part.resize(batch, self.depth)
+    def resize(self, num_blocks: int, *, kept: int = 0) -> None:
+        """A cache of so many blocks on every rank; of `kept` if that is more, because some of them are taken."""
+        self._num_blocks = num_blocks
+        size = max(num_blocks, kept)
+        self.part.ranks.tell(Frame("resize", {"replica": self.replica, "blocks": size}))
+        self.part.resize(size)
+
+    def packs(self) -> bool:
+        """Whether prompts may share a pass: whether this model answers them then as it does alone. Tried, not assumed.
+
+        Not every architecture takes a mask of its own shape. The engine must be idle.
+        """
+        one, two = (tuple((i * i + n) % self.part.vocab_size for i in range(n)) for n in (5, 9))
+        steps = [Step((one,), (0,), ((1,),)), Step((two,), (0,), ((1,),)), Step((one, two), (0, 0), ((1,), (1,)))]
+        try:
+            first, second, both = (self.land(len(s.tokens), self.launch(s)) for s in steps)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            if self.part.ranks.world > 1:
+                raise  # ranks may no longer agree on what comes next
+            return False
+        alone = torch.cat((first, second))
+        return bool((alone - both).abs().max() <= _SAME * (alone.max() - alone.min()))
 
     def measured_steps(self, batch: int, width: int, start: int) -> Listing[Step]:
-        """Synthetic steps, one per slot group: prompts of `width` tokens at 0, or one token at `start`."""
-        token = self.part.vocab_size // 2
-        rows = tuple((token,) * width for _ in range(batch))
-        return [Step(g, 0, rows, (start,) * batch) for g in range(self.depth)]
+        """Synthetic steps, one per group: prompts of `width` tokens at 0, or one token at `start`.
 
-    def _next_token(self, logits: torch.Tensor, sequence: Sequence) -> int:
-        return choose(logits, sequence.sampling, len(sequence.tokens))
-
-
-def choose(logits: torch.Tensor, sampling: Sampling, index: int) -> int:
-    """The next token from logits, (vocabulary,). The same seed and index choose the same, in any company."""
-    if sampling.temperature < _GREEDY_BELOW:
-        return int(logits.argmax())
-    scaled = (logits.float() - logits.max().float()) / sampling.temperature  # <= 0: nothing overflows
-    if 0 < sampling.top_k < scaled.numel():
-        scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = scaled.sort(descending=True)
-        before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
-        scaled = scaled.index_fill(0, order[before > sampling.top_p], -torch.inf)
-    generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + index) % 2**63)
-    return int(torch.multinomial(scaled.softmax(0), 1, generator=generator))
+        Where the cache has fewer blocks than that takes, rows share some: what they hold means nothing here.
+        """
+        tokens = ((self.part.vocab_size // 2,) * width,) * batch
+        need = blocks_for(start + width)
+        tables = tuple(
+            tuple(1 + (row * need + i) % self._num_blocks for i in range(need)) for row in range(batch * self.depth)
+        )
+        return [Step(tokens, (start,) * batch, tables[g * batch : (g + 1) * batch]) for g in range(self.depth)]
 
 
 def _decoded(name: str, raw: Any) -> str:

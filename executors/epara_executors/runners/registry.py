@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from epara_executors import pipeline, sharding
 from epara_executors.runners.batches import OnePassRunner
 from epara_executors.runners.contract import UnsupportedShape
-from epara_executors.runners.decoder import DecoderPart, slots_unsupported
+from epara_executors.runners.decoder import DecoderPart, cache_unsupported
 from epara_executors.runners.embedding import EmbeddingRunner
 from epara_executors.runners.exported import TASK as TENSOR
 from epara_executors.runners.exported import ExportedRunner
@@ -40,7 +40,7 @@ def unsupported(task: str, config: PreTrainedConfig, tp: int, pp: int) -> str:
         return f"expected a task of {', '.join(TASKS)}, got {task}"
     if tp < 1 or pp < 1:
         return f"expected tp >= 1 and pp >= 1, got {tp} and {pp}"
-    if task == GENERATION and (why := slots_unsupported(config)):
+    if task == GENERATION and (why := cache_unsupported(config)):
         return why
     if tp > 1:
         if task == "automatic-speech-recognition":
@@ -87,7 +87,7 @@ def open_one_pass(
     return runner
 
 
-def open_decoder(source: str, model_root: Path, device: torch.device, ranks: Ranks, *, capacity: int) -> DecoderPart:
+def open_decoder(source: str, model_root: Path, device: torch.device, ranks: Ranks) -> DecoderPart:
     """This rank's part of a causal LM. Raises LoadError."""
     refuse_unsupported(GENERATION, source, model_root, ranks.tp, ranks.pp)
-    return DecoderPart(source, model_root, device, ranks, capacity=capacity)
+    return DecoderPart(source, model_root, device, ranks)

@@ -1,8 +1,10 @@
 """Continuous batching of one replica: schedule, run, hand out tokens. Threads and sockets live elsewhere.
 
-transformers' own continuous batching was read first (its paged scheduler over a manager thread): it cannot yield
-between iterations to other tenants of the device group, nor drive a pipeline of processes, so this engine steps
-over plain transformers models instead. Knows no torch: the stage does the arithmetic.
+transformers' own continuous batching (ContinuousBatchingManager, 5.23) was measured beside it in
+benchmarks/serving/generation.py: as exact, no faster here, and it does not do what requests ask for. Seed and penalties
+are settings of its manager, not of a request; what is sampled depends on the company; it loops in a thread of its own,
+so that other tenants of the device group get no turns, and drives no pipeline of processes. So this engine steps over
+plain transformers models instead. Knows no torch: the stage does the arithmetic.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ Agent to worker
           `outputs` names those wanted (empty: all); for each request in order its input tensors. One batch; the
           worker runs batches of a group one at a
           time in arrival order. Generation (task text-generation): one request per infer, sent at once, params
-          {max_tokens, stream, temperature, top_k, top_p, seed, stop, stops}; the worker batches continuously over
-          `batch` slots.
-  cancel  {replica, id}                  frees the slot of a generation at once; no result need follow
+          {max_tokens, stream, temperature, top_k, top_p, seed, presence_penalty, frequency_penalty,
+          repetition_penalty, stop, stops}; the worker batches up to `batch` of them continuously.
+  cancel  {replica, id}                  frees the place and memory of a generation at once; no result need follow
   tune    {replica, batch, frames}       a live tenant's batch limits change in place
   measure {replica, rows, repeats, width, start}   the profiler's, on a worker of its own: time synthetic batches, or
            for generation steps of `width` tokens per row from position `start`

@@ -21,13 +21,12 @@ from epara_executors.runners.loading import parameter_bytes
 from epara_executors.runners.registry import GENERATION, open_decoder, open_one_pass
 from epara_executors.weights.cache import fetched_folder
 from epara_executors.weights.files import local_folder
+from epara_executors.worker.blocks import BlockPool, cache_blocks
 from epara_executors.worker.engine import Engine
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.memory import PeakMeter
 from epara_executors.worker.ranks import Ranks
 from epara_executors.worker.scheduler import Scheduler
-
-_MIN_CAPACITY = 64  # tokens per slot to begin with; slots grow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +122,10 @@ class Host:
         meter = PeakMeter(self._device)
         hosted = self._wrap(tenant, mine)
         warm_up(hosted)
-        hosted.memory_bytes = weights + meter.peak_bytes()
+        if hosted.generation is not None and hosted.engine is not None and not hosted.generation.packs():
+            hosted.engine.scheduler.pass_tokens = 0
+        # What came from memory that this process had once used before, the meter does not see: a cache is counted.
+        hosted.memory_bytes = weights + max(meter.peak_bytes(), _cache_bytes(hosted))
         hosted.load_s = time.perf_counter() - started_at
         return hosted
 
@@ -134,9 +136,13 @@ class Host:
     def tune(self, hosted: Hosted, batch: int, frames: int) -> None:
         """Change the batch limits of a tenant in place."""
         hosted.tenant = replace(hosted.tenant, batch=batch, frames=frames)
-        if hosted.generation is not None and hosted.engine is not None:
-            hosted.generation.resize(batch)
-            hosted.engine.scheduler.batch = batch
+        runner, engine = hosted.generation, hosted.engine
+        if runner is not None and engine is not None:
+            engine.scheduler.batch = batch
+            before = _cache_bytes(hosted)
+            num_blocks = engine.scheduler.resize(_cache_blocks(hosted.tenant, runner))
+            runner.resize(num_blocks, kept=engine.scheduler.pool.highest_taken)
+            hosted.memory_bytes += _cache_bytes(hosted) - before
 
     def follow(self) -> None:
         """Ranks other than 0: do what rank 0 tells until it says stop."""
@@ -153,7 +159,7 @@ class Host:
                 continue
             held = self._followed[replica]
             if isinstance(held, DecoderPart) and order.type == "resize":
-                held.resize(int(order.fields["batch"]), self._ranks.pp)
+                held.resize(int(order.fields["blocks"]))
             elif isinstance(held, DecoderPart) and order.type == "step":
                 held.follow(Step.from_fields(order.fields))
             elif isinstance(held, OnePassRunner) and order.type == "pass":
@@ -183,8 +189,7 @@ class Host:
     def _open(self, tenant: Tenant) -> OnePassRunner | DecoderPart:
         source = self._place(tenant.source)
         if tenant.task == GENERATION:
-            capacity = max(_MIN_CAPACITY, tenant.prompt_tokens + tenant.output_tokens)
-            return open_decoder(source, self._model_root, self._device, self._ranks, capacity=capacity)
+            return open_decoder(source, self._model_root, self._device, self._ranks)
         return open_one_pass(
             tenant.task,
             source,
@@ -207,9 +212,23 @@ class Host:
         runner = GenerationRunner(
             tenant.replica, mine, self._place(tenant.source), self._model_root, output_tokens=tenant.output_tokens
         )
-        runner.resize(tenant.batch)
-        engine = Engine(runner, Scheduler(tenant.batch, runner.depth), time.perf_counter)
+        pool = BlockPool(_cache_blocks(tenant, runner))
+        runner.resize(pool.num_blocks)
+        engine = Engine(runner, Scheduler(tenant.batch, pool, runner.depth), time.perf_counter)
         return Hosted(tenant, generation=runner, engine=engine)
+
+
+def _cache_bytes(hosted: Hosted) -> int:
+    cache = hosted.generation.part.cache if hosted.generation is not None else None
+    return cache.num_bytes if cache is not None else 0
+
+
+def _cache_blocks(tenant: Tenant, runner: GenerationRunner) -> int:
+    return cache_blocks(
+        sequences=tenant.batch * runner.depth,
+        usual_tokens=tenant.prompt_tokens + tenant.output_tokens,
+        max_length=runner.max_length,
+    )
 
 
 def warm_up(hosted: Hosted) -> None:
@@ -227,7 +246,7 @@ def warm_up(hosted: Hosted) -> None:
 
 
 def run_steps(runner: GenerationRunner, batch: int, width: int, start: int) -> float:
-    """Run one synthetic step per slot group through all stages; mean seconds per step. The engine must be idle."""
+    """Run one synthetic step per group through all stages; mean seconds per step. The engine must be idle."""
     steps = runner.measured_steps(batch, width, start)
     started_at = time.perf_counter()
     under_way = [runner.launch(step) for step in steps]

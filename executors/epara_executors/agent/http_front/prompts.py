@@ -90,6 +90,10 @@ def _sampling(fields: Fields, rng: random.Random) -> dict[str, Scalar]:
         found["top_p"] = max(top_p, 1e-9)  # 0 means: the likeliest token alone
     if (top_k := fields.integer("top_k", low=0, high=2**31 - 1)) is not None:
         found["top_k"] = top_k
+    penalties = {"presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0), "repetition_penalty": (0.01, 100.0)}
+    for name, (low, high) in penalties.items():
+        if (penalty := fields.number(name, low=low, high=high)) is not None:
+            found[name] = penalty
     seed = fields.integer("seed", low=-(2**63))
     found["seed"] = rng.randrange(MAX_SEED) if seed is None else seed
     stops = [s for s in fields.texts("stop") if s]
