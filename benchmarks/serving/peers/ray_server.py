@@ -1,0 +1,65 @@
+"""Ray Serve: gRPC with the service and messages of the Open Inference Protocol, raw contents.
+
+    python ray_server.py FOLDER PORT SCRATCH
+
+"""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import ray
+from network import MAX_BATCH, load
+from ray import serve
+from ray.serve.config import gRPCOptions
+
+import open_inference_pb2 as oip
+
+
+@serve.deployment(num_replicas=1, max_ongoing_requests=256)
+class Perceptron:
+    def __init__(self, folder: str) -> None:
+        self._network = load(Path(folder))
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=float(os.environ.get("PEER_WAIT_S", "0.001")))
+    async def _answers(self, rows: list[bytes]) -> list[bytes]:
+        made = self._network(np.frombuffer(bytearray(b"".join(rows)), np.float32).reshape(len(rows), -1))
+        return [row.tobytes() for row in made]
+
+    async def ModelInfer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:  # noqa: N802
+        raw = await self._answers(request.raw_input_contents[0])
+        response = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
+        response.outputs.add(name="y", datatype="FP32", shape=request.inputs[0].shape)
+        response.raw_output_contents.append(raw)
+        return response
+
+
+def main() -> None:
+    folder, port, scratch = sys.argv[1:]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        http_port = probe.getsockname()[1]
+    ray.init(
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        num_cpus=1,
+        object_store_memory=100 * 2**20,
+        _temp_dir=scratch,
+        logging_level="warning",
+    )
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": http_port},
+        grpc_options=gRPCOptions(
+            port=int(port), grpc_servicer_functions=["open_inference_pb2.add_servicer"], enable_reflection=False
+        ),
+    )
+    serve.run(Perceptron.bind(folder), route_prefix="/")
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
