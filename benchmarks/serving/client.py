@@ -4,7 +4,8 @@ Orders are JSON lines on stdin, {address, calls, model, rows, answers, clients, 
 (calls.py). `rows` and `answers` are .npy files, FP32 of shape (N, 256): caller i sends row i mod N and its last answer
 must be that row's. Each order is answered by a JSON line on stdout, {answers, all_answers, seconds, p50_ms, p99_ms,
 client_cpu_ms}: `answers` within the window, `all_answers` with the run-in before it and the last calls after it, and
-the client's own CPU per call. Where no call is answered within the window, the latencies are those of the last calls. The first failed call ends the process with its reason on stderr.
+the client's own CPU per call. Where no call is answered within the window, the latencies are those of the last calls.
+The first failed call ends the process with its reason on stderr.
 
 An order with `until_s` instead of `seconds` calls once, again and again until it is answered or that time is over: it
 is how a server says that it is ready. It is answered by {"ready": bool, "why": str}. A wrong answer ends the process.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import ENVIRONMENT, HERE, SOURCE, Server
+from servers import ENVIRONMENT, HERE, SOURCE, STARTERS, Server
 
 SCRIPTS = HERE / "peers"
 ENVIRONMENTS = SCRIPTS / ".venv"  # where setup.sh puts them unless it is told
@@ -33,6 +33,15 @@ PEERS: Mapping[str, Peer] = {
     "ray": Peer(calls="open_inference", brings_client=False),
     "bentoml": Peer(calls="base64_http", brings_client=True),
 }
+
+
+def names_of(given: str) -> list[str]:
+    """Servers in the order of their turns: ours and the floor first. Raises ValueError for one that is not known."""
+    known = (*STARTERS, *PEERS)
+    names = given.split(",")
+    if unknown := [n for n in names if n not in known]:
+        raise ValueError(f"--servers: expected of {', '.join(known)}, got {', '.join(unknown)}")
+    return [n for n in known if n in names]
 
 
 def absence(name: str, environments: Path) -> str | None:
@@ -56,6 +65,7 @@ def peer(name: str, environments: Path, folder: Path) -> Generator[Server]:
         address=f"127.0.0.1:{port}",
         calls=PEERS[name].calls,
         environment=ENVIRONMENT | {"PYTHONPATH": str(STUBS)},
+        rests=True,
         **options,
     )
     try:

@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from epara_executors.tiny_models import make
-from peer_servers import ENVIRONMENTS, PEERS, absence, peer
+from peer_servers import ENVIRONMENTS, PEERS, absence, names_of, peer
 from rich.console import Console
 from rich.table import Table
 from rows import Round, rows_of, spent_by_clients
@@ -103,9 +102,11 @@ def write_reference(folder: Path) -> None:
 
 def measure(index: int, name: str, server: Server, client: Client, clients: int, seconds: float) -> Round:
     """One server's turn in a round."""
+    server.wake()
     before_s = server.cpu_s()
     seen = client.load(server, clients=clients, seconds=seconds)
     cpu_s = server.cpu_s() - before_s
+    server.rest()
     return Round(
         index=index,
         model=SOURCE,
@@ -139,15 +140,6 @@ def table_of(results: dict[str, Any]) -> Table:
         ratios = ("-" if r[key] is None else f"{r[key]:.2f}" for key in keys)
         table.add_row(r["server"], str(r["clients"]), *figures, *ratios)
     return table
-
-
-def names_of(given: str) -> list[str]:
-    """Servers in the order of their turns: ours and the floor first. Raises ValueError for one that is not known."""
-    known = (*STARTERS, *PEERS)
-    names = given.split(",")
-    if unknown := [n for n in names if n not in known]:
-        raise ValueError(f"--servers: expected of {', '.join(known)}, got {', '.join(unknown)}")
-    return [n for n in known if n in names]
 
 
 def main() -> None:
@@ -187,6 +179,7 @@ def main() -> None:
                 callers[server.client] = Client(server.client, folder)
                 stack.callback(callers[server.client].stop)
             callers[server.client].await_ready(server)
+            server.rest()
             running[name] = server, callers[server.client]
         for num_clients in clients:
             console.print(f"{num_clients} callers", highlight=False)

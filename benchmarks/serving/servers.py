@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -35,13 +35,15 @@ class Server:
         calls: str = "open_inference",
         client: str = sys.executable,
         environment: Mapping[str, str] = ENVIRONMENT,
+        rests: bool = False,
     ) -> None:
         """Without an address it returns once the process says where it listens, a line {"listening": "HOST:PORT"}.
 
         Raises RuntimeError with its last words if it does not. With an address its first answer is what says that it
-        is ready (run.py asks). `calls` is a protocol of calls.py, `client` an interpreter that has it.
+        is ready (run.py asks). `calls` is a protocol of calls.py, `client` an interpreter that has it. A server that
+        `rests` may be stopped while others are measured.
         """
-        self.log, self.calls, self.client = log, calls, client
+        self.log, self.calls, self.client, self.rests = log, calls, client, rests
         with log.open("ab") as words:
             self.process = subprocess.Popen(
                 command,
@@ -70,9 +72,20 @@ class Server:
         parents, ticks = _processes()
         return sum(ticks.get(pid, 0) for pid in tree(self.process.pid, parents)) / os.sysconf("SC_CLK_TCK")
 
+    def rest(self) -> None:
+        """Stops its processes where they are, so that what it does while idle does not cost the others their turn."""
+        if self.rests:
+            _signal(tree(self.process.pid, _processes()[0]), signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Lets them go on."""
+        if self.rests:
+            _signal(tree(self.process.pid, _processes()[0]), signal.SIGCONT)
+
     def stop(self) -> None:
         """Asks the process to end and ends what it leaves behind of its tree."""
         if self.process.poll() is None:
+            self.wake()
             left = tree(self.process.pid, _processes()[0]) - {self.process.pid}
             self.process.terminate()
             try:
@@ -80,9 +93,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal(left, signal.SIGKILL)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
@@ -99,6 +110,12 @@ def _processes() -> tuple[dict[int, int], dict[int, int]]:
         pid = int(stat.parent.name)
         parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
     return parents, ticks
+
+
+def _signal(pids: Collection[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def tree(root: int, parents: Mapping[int, int]) -> set[int]:

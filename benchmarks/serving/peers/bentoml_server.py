@@ -1,6 +1,6 @@
 """BentoML: HTTP and JSON, in which the FP32 rows are base64. Its main server takes no binary body for tensors.
 
-    python bentoml_server.py FOLDER PORT SCRATCH
+python bentoml_server.py FOLDER PORT SCRATCH
 """
 
 import base64

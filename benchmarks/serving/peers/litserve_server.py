@@ -1,6 +1,6 @@
 """LitServe: HTTP, raw FP32 in the body both ways.
 
-    python litserve_server.py FOLDER PORT SCRATCH
+python litserve_server.py FOLDER PORT SCRATCH
 """
 
 import os
@@ -43,7 +43,12 @@ class Perceptron(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Perceptron(Path(sys.argv[1])), accelerator="cpu", workers_per_device=1, timeout=False,
+        Perceptron(Path(sys.argv[1])),
+        accelerator="cpu",
+        workers_per_device=1,
+        timeout=False,
         fast_queue=os.environ.get("PEER_FAST", "1") == "1",
     )
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False, generate_client_file=False)
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False, generate_client_file=False
+    )

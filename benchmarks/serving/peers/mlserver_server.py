@@ -1,6 +1,6 @@
 """MLServer: gRPC, Open Inference Protocol, raw contents.
 
-    python mlserver_server.py FOLDER PORT SCRATCH
+python mlserver_server.py FOLDER PORT SCRATCH
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def serve(folder: str, port: int) -> None:
     )
     model = ModelSettings(
         name="mlp",
-        implementation=Perceptron,
+        implementation="mlserver_server.Perceptron",  # by name: its own worker processes import it
         max_batch_size=MAX_BATCH,
         max_batch_time=float(os.environ.get("PEER_WAIT_S", "0.001")),
         parameters=ModelParameters(uri=folder),

@@ -1,6 +1,6 @@
 """Ray Serve: gRPC with the service and messages of the Open Inference Protocol, raw contents.
 
-    python ray_server.py FOLDER PORT SCRATCH
+python ray_server.py FOLDER PORT SCRATCH
 
 """
 
@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import open_inference_pb2 as oip
 import ray
 from network import MAX_BATCH, load
 from ray import serve
 from ray.serve.config import gRPCOptions
-
-import open_inference_pb2 as oip
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=256)
