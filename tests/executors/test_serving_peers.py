@@ -1,4 +1,4 @@
-"""The serving benchmark's peers: which are asked for, which are there, what is checked, what ends. Starts none of them."""
+"""The serving benchmark's peers: which are asked for, which are there, what is checked and ended. Starts none."""
 
 from __future__ import annotations
 
