@@ -26,8 +26,15 @@ MODE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # by default its workers yield to everyone else, the client too
 }
-if __name__ == "__main__":
-    os.environ |= MODE  # read when ray is imported, here and in every process that it starts
+HAPROXY_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
+if __name__ == "__main__":  # before ray is imported, which reads it, here and in every process that it starts
+    os.environ |= MODE | {name: str(Path(sys.argv[3]) / file) for name, file in HAPROXY_FILES.items()}
 
 import numpy as np  # noqa: E402
 import open_inference_pb2 as oip  # noqa: E402
@@ -42,7 +49,7 @@ class Perceptron:
     def __init__(self, folder: str) -> None:
         self._network = load(Path(folder))
 
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=float(os.environ.get("PEER_WAIT_S", "0.001")))
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.001)
     async def _answers(self, rows: list[bytes]) -> list[bytes]:
         made = self._network(np.frombuffer(bytearray(b"".join(rows)), np.float32).reshape(len(rows), -1))
         return [row.tobytes() for row in made]
