@@ -9,7 +9,7 @@ BentoML by aiohttp with the FP32 as base64 in JSON. Answers are held against the
 
 The seconds of a server at a number of clients are cut into short rounds in which the servers take turns; figures are
 medians over rounds, ratios are taken to the floor (floor.py) within a round. `cpu_ms` is what all processes of a server
-used per answer. Everything runs on loopback, ports are free ones, and every process ends with the run. Peers are
+used per answer. All but Ray's HAProxy listens on loopback, ports are free ones, and every process ends with the run. Peers are
 installed by peers/setup.sh and reported absent otherwise (peer_servers.py).
 
 Writes benchmarks/results/serving.json with the machine and the date.
@@ -134,6 +134,7 @@ def machine() -> str:
 def table_of(results: dict[str, Any]) -> Table:
     heads = ("server", "callers", "per s", "p50 ms", "p99 ms", "CPU ms", "x per s", "x p50", "x p99", "x CPU")
     table = Table(*heads, title=f"{SOURCE}, {results['machine']}, {results['date']}", caption="x: times the floor")
+    table.columns[0].no_wrap, table.columns[0].min_width = True, max(len(r["server"]) for r in results["rows"])
     for r in results["rows"]:
         figures = (f"{r['throughput']:.0f}", f"{r['p50_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['cpu_ms']:.2f}")
         keys = ("throughput_ratio", "p50_ratio", "p99_ratio", "cpu_ratio")
