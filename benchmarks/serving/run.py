@@ -9,8 +9,8 @@ BentoML by aiohttp with the FP32 as base64 in JSON. Answers are held against the
 
 The seconds of a server at a number of clients are cut into short rounds in which the servers take turns; figures are
 medians over rounds, ratios are taken to the floor (floor.py) within a round. `cpu_ms` is what all processes of a server
-used per answer. All but Ray's HAProxy listens on loopback, ports are free ones, and every process ends with the run. Peers are
-installed by peers/setup.sh and reported absent otherwise (peer_servers.py).
+used per answer. All but Ray's HAProxy listens on loopback, ports are free ones, and every process ends with the run.
+Peers are installed by peers/setup.sh and reported absent otherwise (peer_servers.py).
 
 Writes benchmarks/results/serving.json with the machine and the date.
 """
