@@ -23,6 +23,7 @@ class Round:
     p50_ms: float
     p99_ms: float
     cpu_ms: float  # of the server's processes, per answer
+    client_cpu_ms: float = 0.0  # of the client's process, per call
 
 
 METRICS = ("throughput", "p50_ms", "p99_ms", "cpu_ms")
@@ -54,3 +55,16 @@ def rows_of(rounds: Sequence[Round]) -> list[dict[str, Any]]:
             row[metric] = statistics.median(getattr(r, metric) for r in mine)
         rows.append(row)
     return rows
+
+
+def spent_by_clients(rounds: Sequence[Round]) -> list[str]:
+    """A note per server: what its protocol costs the client, which the server's figures have to be read beside."""
+    notes: list[str] = []
+    for server in dict.fromkeys(r.server for r in rounds):
+        mine = [r for r in rounds if r.server == server]
+        spent = (
+            f"{statistics.median(r.client_cpu_ms for r in mine if r.clients == n):.2f} at {n}"
+            for n in dict.fromkeys(r.clients for r in mine)
+        )
+        notes.append(f"client's CPU ms per call of {server}, by callers: {', '.join(spent)}")
+    return notes

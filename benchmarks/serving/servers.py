@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -20,53 +20,111 @@ SOURCE = "tiny-mlp"
 MAX_BATCH = 16
 START_TIMEOUT_S = 90.0
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-PEERS: Mapping[str, str] = {"litserve": "litserve", "mlserver": "mlserver", "ray": "ray.serve", "bentoml": "bentoml"}
+STOP_TIMEOUT_S = 30.0
 
 
 class Server:
-    """A running server's address, and the CPU time of its processes."""
+    """A running server's address, how it is called, and the CPU time of its processes."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
-        """Returns once it says where it listens. Raises RuntimeError with its last words if it does not."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        *,
+        address: str | None = None,
+        calls: str = "open_inference",
+        client: str = sys.executable,
+        environment: Mapping[str, str] = ENVIRONMENT,
+        rests: bool = False,
+    ) -> None:
+        """Without an address it returns once the process says where it listens, a line {"listening": "HOST:PORT"}.
+
+        Raises RuntimeError with its last words if it does not. With an address its first answer is what says that it
+        is ready (run.py asks). `calls` is a protocol of calls.py, `client` an interpreter that has it. A server that
+        `rests` may be stopped while others are measured.
+        """
+        self.log, self.calls, self.client, self.rests = log, calls, client, rests
         with log.open("ab") as words:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, env=ENVIRONMENT
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=words if address else subprocess.PIPE,
+                stderr=words,
+                env=environment,
+                cwd=log.parent if address else None,
             )
+        self.address: str = address or self._said()
+
+    def _said(self) -> str:
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
         line = self.process.stdout.readline() if self.process.stdout is not None else b""
         timer.cancel()
         if not line:
-            raise RuntimeError(f"{command} ended with {self.process.wait()}: {log.read_text()[-1000:]}")
-        self.address: str = json.loads(line)["listening"]
+            raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}: {self.last_words()}")
+        return json.loads(line)["listening"]
+
+    def last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-1000:]
 
     def cpu_s(self) -> float:
         """Of the process and all that descend from it and live, user and system."""
-        parent: dict[int, int] = {}
-        used: dict[int, int] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:  # it ended while we looked
-                continue
-            pid = int(stat.parent.name)
-            parent[pid], used[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
-        tree, grown = {self.process.pid}, True
-        while grown:
-            more = {pid for pid, above in parent.items() if above in tree} - tree
-            tree, grown = tree | more, bool(more)
-        return sum(used.get(pid, 0) for pid in tree) / os.sysconf("SC_CLK_TCK")
+        parents, ticks = _processes()
+        return sum(ticks.get(pid, 0) for pid in tree(self.process.pid, parents)) / os.sysconf("SC_CLK_TCK")
+
+    def rest(self) -> None:
+        """Stops its processes where they are, so that what it does while idle does not cost the others their turn."""
+        if self.rests:
+            _signal(tree(self.process.pid, _processes()[0]), signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Lets them go on."""
+        if self.rests:
+            _signal(tree(self.process.pid, _processes()[0]), signal.SIGCONT)
 
     def stop(self) -> None:
+        """Asks the process to end and ends what it leaves behind of its tree."""
         if self.process.poll() is None:
+            self.wake()
+            left = tree(self.process.pid, _processes()[0]) - {self.process.pid}
             self.process.terminate()
             try:
-                self.process.wait(timeout=30)
+                self.process.wait(timeout=STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+            _signal(left, signal.SIGKILL)
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def _processes() -> tuple[dict[int, int], dict[int, int]]:
+    """Of all processes here the parent and the clock ticks used, user and system."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended while we looked
+            continue
+        pid = int(stat.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    return parents, ticks
+
+
+def _signal(pids: Collection[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def tree(root: int, parents: Mapping[int, int]) -> set[int]:
+    """A process and all that descend from it."""
+    found, grown = {root}, True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        found, grown = found | more, bool(more)
+    return found
 
 
 @contextmanager
@@ -127,7 +185,7 @@ def edge(address: str) -> dict[str, object]:
 
 
 def _done(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
     if done.returncode:
         raise RuntimeError(
             f"{' '.join(command[2:4])} ended with {done.returncode}: {(done.stderr + done.stdout)[-1000:]}"
@@ -135,11 +193,3 @@ def _done(command: Sequence[str]) -> None:
 
 
 STARTERS: Mapping[str, Callable[[Path], AbstractContextManager[Server]]] = {"floor": floor, "epara": epara}
-
-
-def absent_peer(name: str) -> str:
-    """Why a peer is not measured here."""
-    package = PEERS[name].split(".")[0]
-    if find_spec(package) is None:
-        return f"{name}: absent, {package} is not installed here"
-    return f"{name}: installed, but this benchmark does not know how to start it yet"
