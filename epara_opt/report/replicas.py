@@ -81,7 +81,7 @@ def _memory(memory_bytes: int | None) -> str:
 
 
 def replicas_grid(rows: Sequence[ReplicaFigures]) -> Table:
-    """Fits 100 columns where names of replicas, which say their server, have up to 34 characters; longer ones are folded."""
+    """Fits 100 columns; names of replicas, which say their server, are folded beyond 34 characters."""
     tones = {"live": "green", "failed": "red"}
     cells: list[list[Text | str]] = [
         [

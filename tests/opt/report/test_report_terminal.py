@@ -200,14 +200,8 @@ def measured_fleet() -> FleetState:
         replica="search@edge-docklands/gpu/0/1", service="search", state="live", mean_batch=3.25,
         arrived_per_s=1234.5, busy_share=0.87, memory_bytes=7 * 2**30, restarts=2, histograms=histograms, **given,
     )  # fmt: skip
-    unused = {"queued": 0, "waiting": 0}
-    fresh = ReplicaObservation(
-        replica="b@edge-docklands/gpu/1/1",
-        service="b",
-        state="loading",
-        mean_batch=0.0,
-        **{**given, "queued": 0, "waiting": 0},
-    )
+    idle = {**given, "queued": 0, "waiting": 0}
+    fresh = ReplicaObservation(replica="b@edge-docklands/gpu/1/1", service="b", state="loading", mean_batch=0.0, **idle)
     state = ExecutorState(
         server="edge-docklands", incarnation="x", epoch=1, generation=3, at=0.0, services=(), replicas=(loaded, fresh),
         devices=(DeviceObservation(kind="gpu", index=0, name="L4", energy_j=123_456.0),),
