@@ -191,19 +191,21 @@ def demand_of(plan: Plan, edge: Topology) -> tuple[Demand, ...]:
 
 
 def status(topology: TopologyArgument, as_json: JsonFlag = False) -> None:
-    """What every executor of TOPOLOGY serves right now, and which do not answer. Exit 5 if any is down."""
+    """What every executor of TOPOLOGY serves and measures right now, and which do not answer. Exit 5 if any is down."""
     from epara_executors.client import GrpcFleet
 
+    from epara_opt.report.replicas import figures_of
     from epara_opt.report.terminal_live import status_table
     from epara_opt.topology import load_topology
 
     edge = load_topology(topology).topology
     with working("asking the executors", quiet=as_json), GrpcFleet() as fleet:
-        state = fleet.observe(addresses(edge), with_plan=True)
+        state = fleet.observe(addresses(edge), with_plan=True, with_histograms=True)
     plan = plan_in_force(state)
     data = asdict(state)
     for executor_state in data["executors"].values():
         del executor_state["plan_json"]
+    data["replicas"] = [asdict(f) for f in figures_of(state)]  # the same as the table: quantiles and what is at work
     emit(data, status_table(state, edge, plan), as_json=as_json)
     if state.down:
         raise typer.Exit(FleetError.exit_code)
@@ -237,10 +239,15 @@ def infer(
         params: dict[str, bool | int | float | str] = {"max_tokens": max_tokens} if generates else {}
         if stream and generates:
             for answer in client.stream(service, inputs, params=params, timeout_s=timeout):
+                if as_json:  # a line per step
+                    values = {n: _words(a) if a.dtype == object else a.tolist() for n, a in answer.outputs.items()}
+                    print(json.dumps({"outputs": values, "parameters": dict(answer.parameters)}), flush=True)
+                    continue
                 piece = answer.outputs.get("token_text", answer.outputs.get("text"))
-                if piece is not None and not answer.is_final:
+                if piece is not None:
                     out.print(_words(piece), end="", markup=False, highlight=False)
-            out.print()
+            if not as_json:
+                out.print()
             return
         answer = client.infer(service, inputs, params=params, timeout_s=timeout)
     shown = {

@@ -129,7 +129,7 @@ def profile(
     write_profiles(
         [*kept, *rows], target, comment=f"Measured by `epara profile {topology.name}` on the machine named in source."
     )
-    heads = ["model", "!tp x pp", "#batch", "#latency ms", "#± %", "#memory GiB", "#load s"]
+    heads = ["model", "!tp x pp", "!of", "#latency ms", "#± %", "#memory GiB", "#load s"]
     table = grid(f"on {device_type.name}; ± is half the 95 % interval of the median", heads, [_shown(r) for r in rows])
     emit([asdict(r) for r in rows], table, as_json=as_json)
     err.print(f"{len(rows)} rows written to {target}", highlight=False)
@@ -139,10 +139,11 @@ def _shown(r: ProfileRow) -> list[Text | str]:
     from epara_opt.units import bytes_to_gib
 
     ms = r.latency_ms if r.latency_ms is not None else r.decode_step_ms
-    shown = f"{ms:.2f}" if ms is not None else f"prefill {r.prefill_ms:.2f} ({r.prompt_tokens} tokens)"
+    size = f"batch {r.batch * r.frames}" if r.prompt_tokens is None else f"prompt {r.prompt_tokens}"
+    shown = f"{ms if ms is not None else r.prefill_ms:.2f}"
     error = f"{100 * r.error:.1f}" if r.error is not None else "unknown"
     memory = f"{bytes_to_gib(r.memory_bytes):.2f}"
-    return [r.model, f"{r.tp} x {r.pp}", str(r.batch * r.frames), shown, error, memory, f"{r.load_s:.1f}"]
+    return [r.model, f"{r.tp} x {r.pp}", size, shown, error, memory, f"{r.load_s:.1f}"]
 
 
 @contextmanager

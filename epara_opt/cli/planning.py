@@ -256,6 +256,8 @@ def report(
     store: Annotated[
         Path | None, typer.Option(help="State directory of `epara run`: adds the cycles' history.")
     ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Ask the executors: adds what they measure.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """One self-contained HTML page: the edge, what runs where, goodput against demand and bound, what is unserved."""
     from epara_opt.domain.snapshot import topology_from_dict
@@ -277,7 +279,21 @@ def report(
         from epara_opt.cli.cycle import history_points
 
         history = history_points(store)
-    write_text(html, render(made, edge, history=history))
+    fleet = None
+    if live:
+        from epara_executors.client import GrpcFleet
+
+        from epara_opt.cli.fleet import addresses
+
+        with working("asking the executors", quiet=as_json), GrpcFleet() as executors:
+            fleet = executors.observe(addresses(edge), with_histograms=True)
+    write_text(html, render(made, edge, history=history, fleet=fleet))
+    if as_json:
+        from epara_opt.report.json import jsonable, plan_summary
+        from epara_opt.report.replicas import figures_of
+
+        measured = {} if fleet is None else {"replicas": jsonable(figures_of(fleet)), "down": dict(fleet.down)}
+        emit({"html": str(html), **plan_summary(made), **measured}, as_json=True)
     err.print(f"report written to {html}", highlight=False)
 
 

@@ -144,6 +144,22 @@ class Histogram:
     def count(self) -> int:
         return sum(self.counts)
 
+    def quantile(self, share: float) -> float | None:
+        """About where this share of the observations lies below: linear inside a bucket, the last bound beyond it.
+
+        None of no observations. Off by at most the width of a bucket. share in [0, 1].
+        """
+        left = share * self.count
+        if not self.count:
+            return None
+        lower = 0.0
+        for bound, n in zip(self.bounds, self.counts, strict=False):
+            if n and left <= n:
+                return lower + (bound - lower) * left / n
+            left -= n
+            lower = bound
+        return lower
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTime:

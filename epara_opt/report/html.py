@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
+from epara_opt.control.ports import FleetState
 from epara_opt.domain.category import Category
 from epara_opt.domain.topology import Topology
 from epara_opt.plan import Plan
@@ -31,6 +32,7 @@ from epara_opt.report.hosting import anchors, hues, server_cards
 from epara_opt.report.load import LoadWindow
 from epara_opt.report.markup import Child, el, raw, to_html
 from epara_opt.report.measured import history_chart, load_section
+from epara_opt.report.replicas import replicas_section
 from epara_opt.report.tables import tiles
 
 _POLICY = (
@@ -45,6 +47,7 @@ def render(
     categories: Mapping[str, Category] | None = None,
     history: Sequence[HistoryPoint] = (),
     load: Sequence[LoadWindow] | None = None,
+    fleet: FleetState | None = None,
     title: str | None = None,
     rules: PlanningRules | None = None,
 ) -> str:
@@ -60,6 +63,8 @@ def render(
         parts.append(("history", "History", "The cycle's history", [history_chart(history)]))
     if load:
         parts.append(("load", "Load", "Load", load_section(load, history, hue)))
+    if fleet is not None:
+        parts.append(("measured", "Measured", "What executors measure", replicas_section(fleet)))
     parts += [
         ("hosting", "Hosting", "What runs where", server_cards(plan, topology, ids, hue)),
         ("routes", "Routes", "Who is served from where", sections.routes(plan, topology, hue)),

@@ -18,6 +18,7 @@ from epara_opt.report.cells import cell, grid, share, spaced
 from epara_opt.report.figures import millis, number
 from epara_opt.report.history import HistoryPoint
 from epara_opt.report.load import LoadWindow, per_service
+from epara_opt.report.replicas import energy_grid, figures_of, replicas_grid
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -36,6 +37,10 @@ def status_table(fleet: FleetState, topology: Topology, plan: Plan | None) -> Gr
     fetches = [_fetch(server, f) for server, f in told if f.state != "failed"]
     if fetches:
         parts.append(grid("Models on their way", ["Server", "Model", "!State", "From", "#MB", "#Of MB"], fetches))
+    if measured := figures_of(fleet):
+        parts.append(replicas_grid(measured))
+    if (energy := energy_grid(fleet)) is not None:
+        parts.append(energy)
     troubles = [
         *([n, "executor", cell("down", "red"), why] for n, why in sorted(fleet.down.items())),
         *(
@@ -111,11 +116,16 @@ def _observed(fleet: FleetState) -> Table:
                 f"{sum(s.failed for s in seen):,}",
                 f"{sum(s.forwarded for s in seen):,}",
                 str(sum(s.streams for s in seen)),
+                number(sum(s.arrived_per_s for s in seen)),
+                millis(max(s.latency_p50_ms for s in seen)),
                 millis(max(s.latency_p99_ms for s in seen)),
             ]
         )
-    heads = ["Service", "#Arrived", "#SLO met", "#Late", "#Shed", "#Failed", "#Offloaded", "#Streams", "#p99 ms"]
-    return grid("Services; p99 is the worst executor's, over its last window", heads, rows)
+    heads = [
+        "Service", "#Arrived", "#SLO met", "#Late", "#Shed", "#Failed", "#Offloaded", "#Streams", "#Per s", "#p50 ms",
+        "#p99 ms",
+    ]  # fmt: skip
+    return grid("Services; latencies: the worst executor's, over 30 s", heads, rows)
 
 
 def history_table(cycles: Sequence[HistoryPoint], *, max_rows: int | None = None) -> Table:

@@ -28,7 +28,8 @@ def test_a_plan_obeys_its_schema_and_becomes_a_page_without_the_network(epara):
     plan = json.loads((epara.folder / "plan.json").read_text())
     jsonschema.validate(plan, epara("schema", "plan").json)
     assert plan["gap"] <= 0.03
-    assert epara("report", "plan.json", "--html", "page.html").code == 0
+    done = epara("report", "plan.json", "--html", "page.html", "--json")
+    assert (done.json["html"], done.json["num_replicas"]) == ("page.html", len(plan["replicas"]))
     page = (epara.folder / "page.html").read_text()
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     assert all(r["service"] in page for r in plan["replicas"])

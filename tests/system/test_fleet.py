@@ -157,6 +157,8 @@ def test_an_applied_plan_is_in_force_everywhere_and_status_says_so(applied):
     assert {e["generation"] for e in done.json["executors"].values()} == {1}
     served = {r["service"] for e in done.json["executors"].values() for r in e["replicas"] if r["state"] == "live"}
     assert served == SERVICES
+    assert {r["service"] for r in done.json["replicas"]} == SERVICES
+    assert all(r["memory_bytes"] > 0 for r in done.json["replicas"])
 
 
 def test_applying_it_again_changes_nothing(applied):
@@ -228,6 +230,9 @@ def test_infer_shows_an_answer_and_refuses_what_is_not_served(applied):
     done = applied.epara("infer", address, "chat", "--text", "hello", "--max-tokens", "4", "--json")
     assert done.code == 0, done.err
     assert "tokens" in done.json["outputs"]
+    steps = applied.epara("infer", address, "chat", "--text", "hello", "--max-tokens", "4", "--stream", "--json")
+    tokens = [t for line in steps.out.splitlines() for t in json.loads(line)["outputs"]["tokens"]]
+    assert ", ".join(f"{t:.4g}" for t in tokens) == done.json["outputs"]["tokens"]["values"]
     unknown = applied.epara("infer", address, "chess", "--json")
     assert unknown.code == 5
     assert "NOT_FOUND" in unknown.json["error"]["message"]

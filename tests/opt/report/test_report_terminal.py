@@ -11,9 +11,19 @@ import pytest
 from rich.console import Console, RenderableType
 
 from epara_opt.control.diff import compare
-from epara_opt.control.ports import ExecutorState, FetchObservation, FleetState, ReplicaObservation, ServiceObservation
+from epara_opt.control.ports import (
+    DeviceObservation,
+    ExecutorState,
+    FetchObservation,
+    FleetState,
+    Histogram,
+    ReplicaHistograms,
+    ReplicaObservation,
+    ServiceObservation,
+)
 from epara_opt.plan import Plan, Predicted, Stop
 from epara_opt.report.figures import millis, number, percent, verdict
+from epara_opt.report.html import render
 from epara_opt.report.terminal import (
     diff_table,
     history_table,
@@ -191,6 +201,64 @@ def test_status_shows_models_on_their_way_and_those_that_could_not_be_had(three_
     for word in ("Models on their way", "org/chat", "fetching", "docklands", "1.5", "6,000.0", "nobody could give it"):
         assert word in text
     assert str(fetches[0]) == "org/chat: fetching 1,500,000 of 6,000,000,000 bytes from docklands"
+
+
+def measured_fleet() -> FleetState:
+    """Two replicas of names as long as they get; one has seen 100 requests, 98 of 1 to 2 ms, 2 of 64 to 128 ms."""
+    bounds = (0.001, 0.002, 0.064, 0.128)
+    seen = Histogram(bounds=bounds, counts=(0, 98, 0, 2, 0), sum=0.3)
+    none = Histogram(bounds=bounds, counts=(0,) * 5, sum=0.0)
+    rows = Histogram(bounds=(1.0, 2.0, 4.0), counts=(10, 0, 30, 0), sum=130.0)
+    histograms = ReplicaHistograms(
+        queue_s=seen, service_s=seen, e2e_s=seen, first_token_s=none, per_token_s=none, batch_rows=rows
+    )
+    given: dict[str, Any] = {"group": "g", "queued": 9, "waiting": 7, "served": 100, "busy_s": 1.0, "batch_ms": 3.0}
+    loaded = ReplicaObservation(
+        replica="search@edge-docklands/gpu/0/1", service="search", state="live", mean_batch=3.25,
+        arrived_per_s=1234.5, busy_share=0.87, memory_bytes=7 * 2**30, restarts=2, histograms=histograms, **given,
+    )  # fmt: skip
+    idle = {**given, "queued": 0, "waiting": 0}
+    fresh = ReplicaObservation(replica="b@edge-docklands/gpu/1/1", service="b", state="loading", mean_batch=0.0, **idle)
+    state = ExecutorState(
+        server="edge-docklands", incarnation="x", epoch=1, generation=3, at=0.0, services=(), replicas=(loaded, fresh),
+        devices=(DeviceObservation(kind="gpu", index=0, name="L4", energy_j=123_456.0),),
+    )  # fmt: skip
+    return FleetState(executors={"edge-docklands": state}, down={"fitzroy": "no answer"})
+
+
+def test_status_shows_what_replicas_measure_in_a_hundred_columns(three_shops: Any) -> None:
+    text = shown(status_table(measured_fleet(), three_shops.topology, None), 100)
+    (line,) = [line for line in text.splitlines() if line.startswith("search@")]
+    assert line.split() == [
+        "search@edge-docklands/gpu/0/1", "live", "7", "2", "1,234", "87", "%", "1.5", "96", "3.25", "7,168", "2",
+    ]  # fmt: skip
+    (line,) = [line for line in text.splitlines() if line.startswith("b@")]
+    assert line.split() == ["b@edge-docklands/gpu/1/1", "loading", "0", "0", "0", "0", "%", "–", "–", "–", "–", "0"]
+    assert "123" in next(line for line in text.splitlines() if "L4" in line)
+
+
+def test_the_page_shows_what_replicas_measure_and_who_is_silent(three_shops: Any) -> None:
+    page = render(three_shops.plan, three_shops.topology, fleet=measured_fleet())
+    for word in ("What executors measure", "search@edge-docklands/gpu/0/1", "7,168", "no answer", "123"):
+        assert word in page
+    assert "What executors measure" not in render(three_shops.plan, three_shops.topology)
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ((0, 0, 0), 0.5, None),
+        ((4, 0, 0), 0.5, 0.5),
+        ((1, 1, 0), 0.75, 1.5),
+        ((1, 1, 0), 1.0, 2.0),
+        ((0, 0, 5), 0.5, 2.0),  # beyond every bound
+        ((0, 3, 0), 0.0, 1.0),
+    ],
+)
+def test_quantiles_of_histograms_are_linear_inside_a_bucket(
+    counts: tuple[int, ...], share: float, expected: float | None
+) -> None:
+    assert Histogram(bounds=(1.0, 2.0), counts=counts, sum=0.0).quantile(share) == expected
 
 
 def test_history_shows_the_last_cycles_and_their_events(three_shops: Any) -> None:
