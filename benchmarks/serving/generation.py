@@ -212,7 +212,10 @@ async def one_round(index: int, caller: Caller, engines: Engines, server: Server
         found[f"load_{share}"] = _beside(unloaded, await caller.arriving(asked, share * per_s, index)) | {
             "requests_per_s": share * per_s
         }
+    before_s = server.cpu_s()
     found["burst"] = _beside(unloaded, await caller.burst(asked))
+    streamed_s = server.cpu_s() - before_s - all_cpu_s
+    found["streaming_cpu_ms_per_token"] = 1000 * streamed_s / sum(n for _, n in asked)
     return found
 
 

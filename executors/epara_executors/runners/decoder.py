@@ -51,7 +51,11 @@ class Step:
         return (1, sum(map(len, self.tokens))) if self.is_prompt else (len(self.tokens), 1)
 
     def of_rows(self, rows: Sequence[int]) -> Step:
-        return Step(*(tuple(given[r] for r in rows) for given in (self.tokens, self.starts, self.tables)))
+        return Step(
+            tuple(self.tokens[r] for r in rows),
+            tuple(self.starts[r] for r in rows),
+            tuple(self.tables[r] for r in rows),
+        )
 
     def frame(self, replica: str) -> Frame:
         fields = {"tokens": self.tokens, "starts": self.starts, "tables": self.tables}
