@@ -13,9 +13,18 @@ import grpc
 from epara_executors.agent.devices import DeviceSlot
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.peers import Peers
+from epara_executors.agent.stages import EOF, SILENCE_S
 from epara_executors.agent.state import StateReader
+from epara_executors.agent.worker_link import LoadFailed
 from epara_executors.rpc import epara_pb2 as pb
-from epara_executors.rpc.convert import commit_from_pb, fence_from_pb, fence_to_pb, group_from_pb, state_to_pb
+from epara_executors.rpc.convert import (
+    commit_from_pb,
+    fence_from_pb,
+    fence_to_pb,
+    group_from_pb,
+    stage_from_pb,
+    state_to_pb,
+)
 from epara_executors.rpc.epara_pb2_grpc import ExecutorControlServicer, ExecutorPeerServicer
 from epara_opt.domain.service import Task
 from epara_opt.errors import ExecutorRefused, StaleFence
@@ -110,12 +119,30 @@ class ControlPlane(ExecutorControlServicer):
 class PeerPlane(ExecutorPeerServicer):
     """The servicer of epara.v1.ExecutorPeer."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, executor: Executor, peers: Peers) -> None:
+        self._executor = executor
         self._peers = peers
 
     async def Sync(self, request: pb.SyncMessage, context: Context) -> pb.SyncMessage:  # noqa: N802
         self._peers.heard(request)
         return self._peers.message()
+
+    async def RunStages(self, request_iterator: Any, context: Context) -> None:  # noqa: N802
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                first = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no word of the head within {SILENCE_S:.0f} s")
+            return
+        if first is EOF:
+            return
+        try:
+            held = await self._executor.stages_of(first.group, [stage_from_pb(s) for s in first.stages])
+            await held.serve(first, context)
+        except ExecutorRefused as e:
+            await _refuse(context, e)
+        except LoadFailed as e:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
 
 
 async def _refuse(context: Context, error: StaleFence | ExecutorRefused) -> NoReturn:

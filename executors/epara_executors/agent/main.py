@@ -187,7 +187,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
     add(control, server)
     add = epara_pb2_grpc.add_ExecutorPeerServicer_to_server
-    add(PeerPlane(peers), server)
+    add(PeerPlane(executor, peers), server)
     add_reflection(server)
     background: list[asyncio.Task[Any]] = []
     http: HttpServer | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,11 @@ class WorkerHandle(Protocol):
     def pid(self) -> int: ...
     @property
     def pids(self) -> Sequence[int]: ...
+    @property
+    def why(self) -> str:
+        """Once ended: what ended it, where that is more than an exit code; else empty."""
+        ...
+
     def alive(self) -> bool: ...
     def kill(self) -> None: ...
     async def wait(self) -> int:
@@ -38,7 +44,12 @@ class WorkerLauncher(Protocol):
     """Starts workers. `start` must run before anything of gRPC does, because it may fork."""
 
     async def start(self) -> None: ...
-    async def launch(self, group: dict[str, Any], socket_path: str) -> WorkerHandle: ...
+    async def launch(
+        self, group: dict[str, Any], socket_path: str, listener: socket.socket | None = None
+    ) -> WorkerHandle:
+        """listener: of a chain whose first rank is started here, at its rendezvous; the caller closes its own end."""
+        ...
+
     async def stop(self) -> None: ...
 
 
@@ -58,6 +69,7 @@ class Loaded:
     load_s: float
     inputs: tuple[TensorDecl, ...]
     outputs: tuple[TensorDecl, ...]
+    stage_bytes: tuple[int, ...] = ()  # (stages,) of a chain: memory per device of each
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> Loaded:
@@ -70,6 +82,7 @@ class Loaded:
             load_s=float(fields["load_s"]),
             inputs=decls("inputs"),
             outputs=decls("outputs"),
+            stage_bytes=tuple(int(b) for b in fields.get("stage_bytes", ())),
         )
 
 
@@ -120,6 +133,8 @@ class WorkerLink:
                 await handle.wait()
             if isinstance(e, OSError):
                 raise LoadFailed(f"worker could not be started: {e}") from e
+            if isinstance(e, LoadFailed) and handle is not None and handle.why:
+                raise LoadFailed(f"{handle.why} while it loaded") from e
             raise
         finally:
             listener.close()

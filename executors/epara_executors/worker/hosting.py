@@ -70,8 +70,9 @@ class Hosted:
     one_pass: OnePassRunner | None = None
     generation: GenerationRunner | None = None
     engine: Engine | None = None
-    memory_bytes: int = 0
+    memory_bytes: int = 0  # per device; of a chain: of the first stage's
     load_s: float = 0.0
+    stage_bytes: tuple[int, ...] = ()  # (stages,) per device, of a chain
 
     def loaded(self) -> Frame:
         """What the agent wants to know about it."""
@@ -85,6 +86,7 @@ class Hosted:
                 "replica": self.tenant.replica,
                 "memory_bytes": self.memory_bytes,
                 "load_s": self.load_s,
+                "stage_bytes": self.stage_bytes,
                 "inputs": [s.listed() for s in inputs],
                 "outputs": [s.listed() for s in runner.outputs],
             },
@@ -99,6 +101,7 @@ class Host:
         self._device = device
         self._ranks = ranks
         self._followed: dict[str, OnePassRunner | DecoderPart] = {}
+        self._meters: dict[str, PeakMeter] = {}  # of what is followed, until it has been weighed
 
     def host(self, tenant: Tenant) -> Hosted:
         """Load on every rank, warm up, measure. Rank 0 only. Raises LoadError."""
@@ -115,11 +118,18 @@ class Host:
             raise problem or LoadError(f"model {tenant.source}: nothing was loaded")
         if details := [str(r.fields["detail"]) for r in reports if r.fields["detail"]]:
             raise LoadError(details[0])
-        weights = max([parameter_bytes(mine.model), *(int(r.fields["parameter_bytes"]) for r in reports)])
         meter = PeakMeter(self._device)
         hosted = self._wrap(tenant, mine)
         warm_up(hosted)
-        hosted.memory_bytes = weights + meter.peak_bytes()
+        self._ranks.tell(Frame("weigh", {"replica": tenant.replica}))
+        by_rank = [parameter_bytes(mine.model) + meter.peak_bytes()]
+        by_rank += [int(r.fields["memory_bytes"]) for r in self._ranks.reports()]
+        firsts, tps = self._ranks.firsts, self._ranks.tps
+        by_stage = tuple(max(by_rank[f : f + n]) for f, n in zip(firsts, tps, strict=True))
+        if self._ranks.layers is None:
+            hosted.memory_bytes = max(by_stage)
+        else:
+            hosted.memory_bytes, hosted.stage_bytes = by_stage[0], by_stage
         hosted.load_s = time.perf_counter() - started_at
         return hosted
 
@@ -146,9 +156,13 @@ class Host:
             replica = str(order.fields["replica"])
             if order.type == "close":
                 self._followed.pop(replica, None)  # absent where it could not be opened
+                self._meters.pop(replica, None)
                 continue
             held = self._followed[replica]
-            if isinstance(held, DecoderPart) and order.type == "resize":
+            if order.type == "weigh":
+                num_bytes = parameter_bytes(held.model) + self._meters.pop(replica).peak_bytes()
+                self._ranks.report(Frame("weighed", {"memory_bytes": num_bytes}))
+            elif isinstance(held, DecoderPart) and order.type == "resize":
                 held.resize(int(order.fields["batch"]), self._ranks.pp)
             elif isinstance(held, DecoderPart) and order.type == "step":
                 held.follow(Step.from_fields(order.fields))
@@ -165,9 +179,11 @@ class Host:
             tenant = Tenant.from_fields(fields)
             made = self._open(tenant)
         except (LoadError, ValueError) as error:
-            return Frame("opened", {"detail": f"rank {self._ranks.rank}: {error}", "parameter_bytes": 0})
+            where = f"stage {self._ranks.stage}" if self._ranks.layers is not None else f"rank {self._ranks.rank}"
+            return Frame("opened", {"detail": f"{where}: {error}"})
         self._followed[tenant.replica] = made
-        return Frame("opened", {"detail": "", "parameter_bytes": parameter_bytes(made.model)})
+        self._meters[tenant.replica] = PeakMeter(self._device)
+        return Frame("opened", {"detail": ""})
 
     def _open(self, tenant: Tenant) -> OnePassRunner | DecoderPart:
         if tenant.task == GENERATION:
