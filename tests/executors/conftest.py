@@ -193,7 +193,7 @@ class WorkerAtHand:
                 meeting.bind(("127.0.0.1", 0))
                 meeting.listen()
                 there = {"stages": stages, "rendezvous": f"127.0.0.1:{meeting.getsockname()[1]}", "pp": len(stages)}
-                for server in dict.fromkeys(s["server"] for s in stages[1:]):
+                for server in {s["server"] for s in stages} - {stages[0]["server"]}:
                     self.others.append(launcher.launch({**self._group, **there, "server": server}, ""))
                 self._group |= {**there, "server": stages[0]["server"]}
             self.handle = launcher.launch(self._group, path, meeting if stages else None)

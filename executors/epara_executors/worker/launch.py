@@ -125,6 +125,8 @@ class Launcher:
         tp, pp, devices = int(group["tp"]), int(group["pp"]), list(group["devices"])
         if not group.get("stages") and len(devices) != tp * pp:
             raise LaunchError(f"group {group.get('group', '')}: expected tp * pp = {tp * pp} devices, got {devices}")
+        if group.get("stages") and (group["stages"][0]["server"] == group["server"]) != (listener is not None):
+            raise LaunchError(f"group {group['group']}: expected a listening socket for rank 0, and for it alone")
         if not self.wait_up():
             raise LaunchError("the fork server did not come up; its reason is on standard error")
         key = next(self._keys)
