@@ -51,8 +51,10 @@ async def launched(launch: Awaitable[WorkerHandle]) -> WorkerHandle:
 class HeldStages:
     """Of one chain. Everything runs on one event loop."""
 
-    def __init__(self, spec: GroupSpec, *, launcher: WorkerLauncher) -> None:
+    def __init__(self, spec: GroupSpec, *, launcher: WorkerLauncher, silence_s: float = SILENCE_S) -> None:
+        """silence_s: of the head, after which it is taken for gone."""
         self.spec = spec
+        self._silence_s = silence_s
         self.state = "waiting"
         self.detail = "its head has not called yet"
         self.persistent = False  # part of the committed plan
@@ -92,30 +94,34 @@ class HeldStages:
 
     async def _attend(self, fields: dict[str, Any], call: Any) -> None:
         """Ranks from launch to end, beats out and in meanwhile, until one side is over; then none of them is left."""
-        running = asyncio.create_task(self._run(fields))
+        born: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        running = asyncio.create_task(self._run(fields, born))
         ends = [asyncio.create_task(self._hear(call)), asyncio.create_task(self._over.wait())]
         leaving = asyncio.create_task(self._leaving.wait())
         try:
             while not running.done() and not any(e.done() for e in ends):
                 if not await _said(call, pb.StageBeat(pids=self._pids, leaving=leaving.done())):
                     break
-                watched = {running, *ends} if leaving.done() else {running, leaving, *ends}
-                await asyncio.wait(watched, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
+                news = {f for f in (born, leaving) if not f.done()}  # told at once
+                await asyncio.wait({running, *ends, *news}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             fell = running.done()
+            self.detail = "its ranks ended" if fell else "its head's call ended"
             for task in (*ends, leaving, running):
                 task.cancel()
             await asyncio.wait({running})
         status = running.result() if fell else _KILLED
-        self.detail = f"its ranks ended with {status}" if fell else "its head ended the call"
-        if fell and status:
-            log.warning("chain %s: %s", self.spec.group, self.detail)
+        if fell:
+            self.detail = f"its ranks ended with {status}"
+            if status:
+                log.warning("chain %s: %s", self.spec.group, self.detail)
         await _said(call, pb.StageBeat(ended=True, status=status))
 
-    async def _run(self, fields: dict[str, Any]) -> int:
+    async def _run(self, fields: dict[str, Any], born: asyncio.Future[None]) -> int:
         """The ranks' exit status. Cancelled: they are gone when this has ended. Raises LoadFailed."""
         handle = await launched(self._launcher.launch(fields, ""))
         self._pids = tuple(handle.pids)
+        born.set_result(None)
         ended = asyncio.ensure_future(handle.wait())
         try:
             return await asyncio.shield(ended)
@@ -128,7 +134,7 @@ class HeldStages:
         """The head's beats, until there are no more."""
         while True:
             try:
-                async with asyncio.timeout(SILENCE_S):
+                async with asyncio.timeout(self._silence_s):
                     beat = await call.read()
             except Exception:  # what grpc raises of a call that broke is not all public
                 return

@@ -236,6 +236,8 @@ class EchoHandle:
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         status = self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         try:
             loop.call_soon_threadsafe(self._ended.set_result, status)
         except RuntimeError:
