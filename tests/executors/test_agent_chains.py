@@ -24,8 +24,17 @@ from epara_executors.rpc.epara_pb2_grpc import (
     add_ExecutorPeerServicer_to_server,
 )
 from epara_executors.worker.echo import EchoLauncher
+from epara_solvers.planners.greedy import GreedyPlanner
 
+from epara_opt.contents import PlanningRules
+from epara_opt.control.clock import SystemClock
+from epara_opt.control.cycle import ControlCycle
 from epara_opt.control.ports import CommitSpec, Fence, GroupSpec, StageSpec
+from epara_opt.control.settings import CycleSettings
+from epara_opt.control.store import Store
+from epara_opt.domain.profile import ProfileCatalogue, ProfileRow
+from epara_opt.domain.service import Demand, Model, RequestShape, Sensitivity, Service, Task
+from epara_opt.domain.topology import DeviceKind, DevicePool, DeviceType, Link, Server, ServerKind, Topology
 from epara_opt.errors import ExecutorRefused
 
 GROUP = "a/cpu/0/1"
@@ -153,8 +162,6 @@ def test_a_stages_executor_that_leaves_lets_what_is_in_flight_end(edge: Any, one
     edge.until(lambda: "stage 1 at b" in state_at(edge, "a").detail)
     with pytest.raises(InferError, match="no replica here is ready"):
         client.infer("echo", {"x": ones})
-    edge.start("b", first.address)
-    edge.until(lambda: is_live(edge))
 
 
 def test_a_head_whose_stages_are_not_prepared_is_refused_in_their_executors_words(edge: Any) -> None:
@@ -239,3 +246,81 @@ def test_a_listener_of_a_chain_is_bound_to_one_address_only() -> None:
         assert port not in (0, 7101)
         with socket.create_connection((host, port), timeout=5):
             pass
+
+
+# The control cycle over it
+
+
+def edge_with_a_chain(edge: Any) -> tuple[Topology, ProfileCatalogue]:
+    """`chat` has four layers, of which a device holds two."""
+    gib = 2**30
+    shape = RequestShape(input_bytes=1000.0, output_bytes=1000.0, prompt_tokens=8, output_tokens=4)
+    chat = Service(
+        name="chat",
+        model=Model(
+            source="echo?latency_ms=1",
+            profile="chat",
+            task=Task.TEXT_GENERATION,
+            layers=4,
+            activation_bytes=100.0,
+        ),
+        sensitivity=Sensitivity.LATENCY,
+        slo_ms=5000.0,
+        request=shape,
+    )
+    rows = [
+        ProfileRow(
+            model="chat", device_type="cpu", tp=1, pp=1, batch=1, frames=1, memory_bytes=n * gib, load_s=1.0,
+            source="made up", layers=n, **point,
+        )
+        for n in (1, 4)
+        for point in ({"prefill_ms": 2.0 * n, "prompt_tokens": 8}, {"decode_step_ms": 1.0 * n})
+    ]  # fmt: skip
+    topology = Topology(
+        name="chained",
+        device_types={"cpu": DeviceType(name="cpu", memory_bytes=2 * gib, kind=DeviceKind.CPU)},
+        servers={
+            n: Server(
+                name=n,
+                kind=ServerKind.EDGE_SERVER,
+                devices=(DevicePool(type="cpu", count=1),),
+                address=edge.address(n),
+            )
+            for n in "ab"
+        },
+        links=(Link(between=("a", "b"), rtt_ms=0.2, bandwidth_bytes_per_s=1e8),),
+        services={"chat": chat},
+        demand=(Demand(service="chat", origin="a", offered=1.0),),
+        digest="chained",
+    )
+    return topology, ProfileCatalogue(rows)
+
+
+def test_a_cycle_ends_a_chain_that_lost_an_executor_and_brings_it_again(edge: Any) -> None:
+    topology, catalogue = edge_with_a_chain(edge)
+    rules = PlanningRules(across_servers=True)
+    settings = CycleSettings(confirm_down=1, apply_deadline_s=30.0, rules=rules)
+    text = {"text": np.array([b"hello there"], dtype=np.object_)}
+    with Store(edge.folder / "planner.db") as store:
+        cycle = ControlCycle(topology, catalogue, GreedyPlanner(), edge.fleet, store, SystemClock(), settings=settings)
+        cycle.start()
+        assert (cycle.step().error, cycle.in_force is not None) == ("", True)
+        (replica,) = cycle.in_force.replicas if cycle.in_force else ()
+        head, further = replica.servers
+        answer = edge.client(further).infer("chat", text, params={"max_tokens": 3}).outputs["text"]
+        assert answer.tolist() == [b"hello there hello"]
+        first = edge.executors[further]
+        first.kill()
+        edge.until(lambda: bool(cycle.observe()) or further in cycle.down)
+        assert cycle.step("server down").error == ""
+        assert edge.state(head).replicas == ()
+        assert ranks(edge.executors[head]) == []
+        edge.start(further, first.address)  # with the old plan on its disk: a stage that nobody leads
+        edge.until(lambda: bool(cycle.observe()) or not cycle.down)
+        assert cycle.step("server up").error == ""
+        (again,) = cycle.in_force.replicas if cycle.in_force else ()
+        assert set(again.servers) == {"a", "b"}
+        for server in "ab":
+            (held,) = edge.state(server).replicas
+            assert held.replica == again.id
+        edge.client(further).infer("chat", text, params={"max_tokens": 3})

@@ -28,7 +28,7 @@ from epara_opt.errors import ExecutorRefused, StaleFence
 
 log = logging.getLogger(__name__)
 
-CALLED_WITHIN_S = 3.0  # a head may call for its stages before they are prepared here, e.g. while both restore a plan
+CALLED_WITHIN_S = 2.0  # a head may call for its stages before they are prepared here, e.g. while both restore a plan
 RETIRE_PATIENCE_S = 10.0  # for a chain's head to let its stages here go, once they are retired
 
 
