@@ -293,7 +293,7 @@ def edge_with_a_chain(edge: Any) -> tuple[Topology, ProfileCatalogue]:
         demand=(Demand(service="chat", origin="a", offered=1.0),),
         digest="chained",
     )
-    return topology, ProfileCatalogue(rows)
+    return topology, ProfileCatalogue.from_rows(rows)
 
 
 def test_a_cycle_ends_a_chain_that_lost_an_executor_and_brings_it_again(edge: Any) -> None:
