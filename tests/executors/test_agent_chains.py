@@ -268,14 +268,14 @@ def edge_with_a_chain(edge: Any) -> tuple[Topology, ProfileCatalogue]:
         slo_ms=5000.0,
         request=shape,
     )
+    points = [{"prefill_ms": 2.0, "prompt_tokens": 8}, *({"decode_step_ms": 1.0, "batch": b} for b in (1, 2))]
     rows = [
         ProfileRow(
-            model="chat", device_type="cpu", tp=1, pp=1, batch=1, frames=1, memory_bytes=n * gib, load_s=1.0,
-            source="made up", layers=n, **point,
+            model="chat", device_type="cpu", memory_bytes=n * gib, load_s=1.0, source="made up", layers=n, **point
         )
         for n in (1, 4)
-        for point in ({"prefill_ms": 2.0 * n, "prompt_tokens": 8}, {"decode_step_ms": 1.0 * n})
-    ]  # fmt: skip
+        for point in points
+    ]
     topology = Topology(
         name="chained",
         device_types={"cpu": DeviceType(name="cpu", memory_bytes=2 * gib, kind=DeviceKind.CPU)},
@@ -290,7 +290,7 @@ def edge_with_a_chain(edge: Any) -> tuple[Topology, ProfileCatalogue]:
         },
         links=(Link(between=("a", "b"), rtt_ms=0.2, bandwidth_bytes_per_s=1e8),),
         services={"chat": chat},
-        demand=(Demand(service="chat", origin="a", offered=1.0),),
+        demand=tuple(Demand(service="chat", origin=n, offered=1.0) for n in "ab"),
         digest="chained",
     )
     return topology, ProfileCatalogue.from_rows(rows)

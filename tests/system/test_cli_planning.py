@@ -151,8 +151,8 @@ def test_an_edge_with_chains_is_planned_certified_and_not_applied_without_addres
     assert certified["certified_bound"] >= plan["objective"] * (1 - 1e-6)
     done = epara("apply", edge, "plan.json", "--json")
     assert done.code == 2
-    stages = [s["server"] for r in chained for s in r["stages"]]
-    assert done.json["error"]["violations"][0]["path"] in {f"servers.{name}.address" for name in stages}
+    used = {r["server"] for r in plan["replicas"]} | {s["server"] for r in chained for s in r["stages"]}
+    assert done.json["error"]["violations"][0]["path"] in {f"servers.{name}.address" for name in used}
     done = epara("run", edge, "--store", "store", "--json")
     assert done.code == 2
     assert {v["law"] for v in done.json["error"]["violations"]} == {
