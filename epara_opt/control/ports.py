@@ -214,9 +214,9 @@ class ReplicaObservation:
     replica: str
     group: str
     service: str
-    state: (
-        str  # loading | ready | live | draining | failed; stages of a chain led elsewhere: waiting (for its head) too
-    )
+    # loading | ready | live | draining | failed; of a chain also leaving (an executor of it is), and of stages that are
+    # led elsewhere waiting (for their head)
+    state: str
     queued: int
     served: int
     busy_s: float  # device time spent, since the process started

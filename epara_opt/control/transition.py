@@ -206,8 +206,8 @@ def _make_room(
                 more[d] = more.get(d, 0) + num_bytes
         return all(used.get(d, 0) + more.get(d, 0) <= topology.device_types[d[1]].memory_bytes for d in places)
 
-    freed: dict[str, dict[Device, int]] = {}  # by its new batch, and taken: whichever it is
-    taken: dict[str, dict[Device, int]] = {}
+    freed: dict[str, dict[Device, int]] = {}  # what a replica gives back by its new batch
+    taken: dict[str, dict[Device, int]] = {}  # what it needs more
     for i, r in old.items():
         now, then = _held(r), _held(new[i]) if i in new else {}
         freed[i] = {d: b - then[d] for d, b in now.items() if b > then.get(d, b)}

@@ -80,6 +80,8 @@ class StageCall:
             fall = Fall(-1, not self._finishing.is_set(), f"{e.code().name}: {e.details()}")
         except TimeoutError:
             fall = Fall(-1, not self._finishing.is_set(), "its executor does not answer")
+        except Exception as e:  # what grpc raises of a call that broke is not all public
+            fall = Fall(-1, not self._finishing.is_set(), repr(e))
         if not self.started.done():
             self.started.set_exception(LoadFailed(f"{self.what} ({self._address}): {fall.detail}"))
         return fall
@@ -109,7 +111,7 @@ class StageCall:
     async def _beat(self, call: Any) -> None:
         """Say that we live, and how it goes; then that it is over."""
         beat = self._first
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader meets it too
+        with contextlib.suppress(Exception):  # of a call that broke: the reader meets it too
             while not self._finishing.is_set():
                 await call.write(beat)
                 health = self._health()

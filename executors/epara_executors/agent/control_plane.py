@@ -105,7 +105,7 @@ class ControlPlane(ExecutorControlServicer):
             await asyncio.sleep(max(MIN_INTERVAL_MS, request.interval_ms) / 1000.0)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
-        self._executor.draining = True
+        self._executor.leave()
         try:
             async with asyncio.timeout(request.timeout_ms / 1000.0 if request.timeout_ms > 0 else None):
                 await self._executor.quiet()

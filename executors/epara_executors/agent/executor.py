@@ -61,7 +61,7 @@ class Executor:
         self.switched_at = -math.inf  # when `routing` came into force, by the event loop's clock
         self.committed: CommitSpec | None = None
         self.counters: dict[str, ServiceCounters] = {}
-        self._draining = False
+        self.draining = False  # it takes no new work
         self.restored = asyncio.Event()
         self._launcher = launcher
         self._store = store
@@ -70,18 +70,6 @@ class Executor:
         self._memory = store.load()
         self._changing = asyncio.Lock()  # commit and what it persists
         self._held = asyncio.Event()  # pulsed when stages are prepared
-
-    @property
-    def draining(self) -> bool:
-        """It takes no new work."""
-        return self._draining
-
-    @draining.setter
-    def draining(self, draining: bool) -> None:
-        self._draining = draining
-        if draining:
-            for stages in self.stages.values():
-                stages.leave()
 
     # Fence
 
@@ -357,6 +345,12 @@ class Executor:
             for failed in (r for r in results if isinstance(r, BaseException)):
                 log.error("restoring generation %d: %s", self.generation, failed)
         self.restored.set()
+
+    def leave(self) -> None:
+        """Take no new work; ask the heads of chains to let their stages here go."""
+        self.draining = True
+        for stages in self.stages.values():
+            stages.leave()
 
     async def quiet(self) -> None:
         """Until no group has anything queued or in flight."""

@@ -218,7 +218,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         for task in background:
             task.add_done_callback(_report)
         await leave.wait()
-        executor.draining = True
+        executor.leave()
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await asyncio.gather(server.stop(options.drain_grace_s), *([http.stop()] if http is not None else []))
     finally:
