@@ -90,6 +90,11 @@ class Replica:
         return ParallelConfig(self.tp, self.pp, self.batch, self.frames)
 
     @property
+    def servers(self) -> tuple[str, ...]:
+        """Every server that it uses, the one where requests enter first."""
+        return tuple(dict.fromkeys((self.server, *(s.server for s in self.stages))))
+
+    @property
     def places(self) -> tuple[tuple[str, str, int, int], ...]:
         """(server, device type, index, bytes held) of every device it uses."""
         if not self.stages:

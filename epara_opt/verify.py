@@ -569,8 +569,10 @@ class _Check:
                 self.broken(f"{path}.server", "expected a server of the topology", action.server)
             for group in action.groups:
                 if action.kind is ActionKind.PREPARE and (
-                    group not in groups or groups[group][0].server != action.server
+                    group not in groups or action.server not in groups[group][0].servers
                 ):
                     self.broken(path, f"expected a group that the plan places at {action.server}", group)
-                if action.kind is ActionKind.RETIRE and not group.startswith(f"{action.server}/"):
+                known = self.residents.get(group)
+                chained = known is not None and any(s.server == action.server for s in known.stages)
+                if action.kind is ActionKind.RETIRE and not chained and not group.startswith(f"{action.server}/"):
                     self.broken(path, f"expected a group of {action.server}", group)

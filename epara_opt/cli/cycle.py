@@ -63,9 +63,6 @@ def run(
 
     every_s = seconds(every)
     loaded = load_topology(topology)
-    if loaded.rules.across_servers:
-        law = "expected false: executors of this release run no groups across servers; `epara plan` plans such edges"
-        raise InputError(Violation(path="rules.across_servers", law=law, value="true", file=str(topology)))
     without = [s.name for s in loaded.topology.servers.values() if s.devices and not s.address]
     if without:
         law = "expected host:port of its executor; `epara run` plans for servers that it can reach"

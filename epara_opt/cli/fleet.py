@@ -115,7 +115,6 @@ def apply(
 
     from epara_opt.cli.planning import check_same_edge, read_plan
     from epara_opt.control.apply import apply as bring
-    from epara_opt.control.apply import require_inside_servers
     from epara_opt.control.ports import Fence
     from epara_opt.control.running import look
     from epara_opt.control.transaction import Progress as Step
@@ -128,12 +127,11 @@ def apply(
     edge = loaded.topology
     plan = read_plan(plan_file)
     check_same_edge(plan, edge, str(plan_file))
-    require_inside_servers(plan)
     # What the plan was made for may differ from the demand in the file (the cycle plans for forecasts).
     verify(plan, replace(edge, demand=demand_of(plan, edge)), loaded.catalogue)
     with GrpcFleet() as fleet:
         running, state = look(fleet, edge)
-        needed = {r.server for r in plan.replicas} & set(state.down)
+        needed = {s for r in plan.replicas for s in r.servers} & set(state.down)
         if needed:
             lines = "; ".join(f"{s}: {state.down[s]}" for s in sorted(needed))
             raise FleetError(f"nothing was changed: the plan needs executors that do not answer: {lines}")

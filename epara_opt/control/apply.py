@@ -19,6 +19,7 @@ from epara_opt.control.routing import standing
 from epara_opt.control.transaction import Progress, Transaction
 from epara_opt.control.transition import stages
 from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.service import Task
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import FleetError, InputError, StaleFence, Violation
 from epara_opt.plan import Action, ActionKind, Plan
@@ -111,26 +112,6 @@ def apply(
     )
 
 
-def require_inside_servers(plan: Plan) -> None:
-    """Refuse a plan that no executor could carry out. Raises InputError naming each replica over several servers."""
-    found = _over_several_servers(plan)
-    if found:
-        raise InputError(found)
-
-
-def _over_several_servers(plan: Plan) -> list[Violation]:
-    law = "expected a replica inside one server: executors of this release run no groups across servers"
-    return [
-        Violation(
-            path=f"plan.replicas.{r.id}.stages",
-            law=law,
-            value=" -> ".join(dict.fromkeys(s.server for s in r.stages)),
-        )
-        for r in plan.replicas
-        if r.stages
-    ]
-
-
 def check(plan: Plan, topology: Topology, *, expected_digest: str | None = None) -> None:
     """Refuse a plan made for another topology. Raises InputError with every violation."""
     found: list[Violation] = []
@@ -148,20 +129,24 @@ def check(plan: Plan, topology: Topology, *, expected_digest: str | None = None)
             )
         )
     ids = {r.id for r in plan.replicas}
-    found += _over_several_servers(plan)
     for r in plan.replicas:
         path = f"plan.replicas.{r.id}"
-        server = topology.servers.get(r.server)
-        if server is None:
-            found.append(Violation(path=f"{path}.server", law="expected a server of the topology", value=r.server))
-            continue
-        count = next((p.count for p in server.devices if p.type == r.device_type), 0)
-        if not r.devices or min(r.devices) < 0 or max(r.devices) >= count:
-            value = f"{r.device_type} {r.devices}"
-            law = f"expected devices of {r.server}, which has {count}"
-            found.append(Violation(path=f"{path}.devices", law=law, value=value))
-        if r.service not in topology.services:
+        for at, part in [(f"{path}.stages[{i}]", s) for i, s in enumerate(r.stages)] or [(path, r)]:
+            server = topology.servers.get(part.server)
+            if server is None:
+                found.append(Violation(path=f"{at}.server", law="expected a server of the topology", value=part.server))
+                continue
+            count = next((p.count for p in server.devices if p.type == part.device_type), 0)
+            if not part.devices or min(part.devices) < 0 or max(part.devices) >= count:
+                value = f"{part.device_type} {part.devices}"
+                law = f"expected devices of {part.server}, which has {count}"
+                found.append(Violation(path=f"{at}.devices", law=law, value=value))
+        service = topology.services.get(r.service)
+        if service is None:
             found.append(Violation(path=f"{path}.service", law="expected a service of the topology", value=r.service))
+        elif r.stages and service.model.task is not Task.TEXT_GENERATION:
+            law = "expected none: executors run models of text-generation alone over several servers"
+            found.append(Violation(path=f"{path}.stages", law=law, value=service.model.task.value))
     for x in plan.routes:
         path = f"plan.routes.{x.service}@{x.origin}"
         if x.origin not in topology.servers:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from epara_opt.control.apply import Applied, apply, require_inside_servers
+from epara_opt.control.apply import Applied, apply
 from epara_opt.control.choose import Choice, Chooser
-from epara_opt.control.deploy import commit_spec
+from epara_opt.control.deploy import commit_spec, is_led_at
 from epara_opt.control.diff import compare
 from epara_opt.control.events import CycleEvent, EventKind
 from epara_opt.control.forecast import Forecaster
@@ -217,7 +217,6 @@ class ControlCycle:
     # Acting
 
     def _apply(self, plan: Plan) -> Applied:
-        require_inside_servers(plan)
         before = self._in_force
         kind = EventKind.REROUTED if plan.solver == SOLVER else EventKind.APPLIED
         self._store.intend(plan, epoch=self._epoch, at=self._clock.wall())
@@ -258,7 +257,7 @@ class ControlCycle:
         self._unsettled = set(applied.leftovers)
         live = {r.group for r in plan.replicas}
         for server in applied.leftovers:
-            gone = {r.group for r in (before.replicas if before else ()) if r.server == server} - live
+            gone = {r.group for r in (before.replicas if before else ()) if server in r.servers} - live
             if gone:
                 self._strays[server] = tuple(sorted(gone | set(self._strays.get(server, ()))))
         if not applied.changed:
@@ -292,7 +291,8 @@ class ControlCycle:
         generation = max(self._highest_generation, self._in_force.generation if self._in_force else 0)
         fence = Fence(epoch=self._epoch, generation=generation)
         plan = self._standing()
-        for server, groups in sorted(self._strays.items()):
+        by_lead = sorted(self._strays.items(), key=lambda x: (not any(is_led_at(g, x[0]) for g in x[1]), x[0]))
+        for server, groups in by_lead:  # the head of a chain lets its other stages go
             if server in self._down:
                 continue
             try:

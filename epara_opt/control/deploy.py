@@ -10,9 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from epara_opt.control.ports import CommitSpec, FetchSpec, GroupSpec, HolderSpec, PeerSpec, RouteSpec, TenantSpec
-from epara_opt.domain.performance import evaluate
+from epara_opt.chains import chain_performance
+from epara_opt.control.ports import (
+    CommitSpec,
+    FetchSpec,
+    GroupSpec,
+    HolderSpec,
+    PeerSpec,
+    RouteSpec,
+    StageSpec,
+    TenantSpec,
+)
+from epara_opt.control.routing import stages_of
+from epara_opt.domain.performance import Performance, evaluate
 from epara_opt.domain.profile import ProfileCatalogue
+from epara_opt.domain.service import Service
 from epara_opt.domain.topology import Topology
 from epara_opt.errors import InputError, Violation
 from epara_opt.plan import Plan, Replica, Route
@@ -25,7 +37,12 @@ def servers_used(plan: Plan | None) -> frozenset[str]:
     """Servers that host a replica of the plan or at which routed demand enters."""
     if plan is None:
         return frozenset()
-    return frozenset(r.server for r in plan.replicas) | frozenset(r.origin for r in plan.routes)
+    return frozenset(s for r in plan.replicas for s in r.servers) | frozenset(r.origin for r in plan.routes)
+
+
+def is_led_at(group: str, server: str) -> bool:
+    """Whether requests for a group enter at this server: its id begins with it. Others of a chain hold stages of it."""
+    return group.startswith(f"{server}/")
 
 
 def replicas_by_group(replicas: Iterable[Replica]) -> dict[str, tuple[Replica, ...]]:
@@ -48,35 +65,48 @@ def address_of(server: str, topology: Topology) -> str:
     return known.address
 
 
-def group_spec(tenants: Sequence[Replica], topology: Topology, catalogue: ProfileCatalogue) -> GroupSpec:
+def group_spec(
+    tenants: Sequence[Replica], topology: Topology, catalogue: ProfileCatalogue, *, server: str | None = None
+) -> GroupSpec:
     """One device group with these tenants. All of them share group, server, devices and shape.
 
-    Raises InputError for a group over several servers: executors of this release run none.
+    server: of a chain, whose part of it is described; its head's unless given.
     """
     first = tenants[0]
-    if first.stages:
-        law = "expected a group inside one server: executors of this release run no groups across servers"
-        value = " -> ".join(dict.fromkeys(s.server for s in first.stages))
-        raise InputError(Violation(path=f"replicas.{first.id}.stages", law=law, value=value))
+    here = server or first.server
+    kinds = {name: t.kind.value for name, t in topology.device_types.items()}
+    mine = next((s for s in first.stages if s.server == here), first)
     return GroupSpec(
         group=first.group,
-        server=first.server,
-        device_type=first.device_type,
-        device_kind=topology.device_types[first.device_type].kind.value,
-        devices=first.devices,
-        tp=first.tp,
+        server=here,
+        device_type=mine.device_type,
+        device_kind=kinds[mine.device_type],
+        devices=mine.devices,
+        tp=len(mine.devices) if first.stages else first.tp,
         pp=first.pp,
         parts=topology.device_types[first.device_type].parts,
         tenants=tuple(_tenant_spec(r, topology, catalogue) for r in sorted(tenants, key=lambda r: r.service)),
+        stages=tuple(
+            StageSpec(
+                server=s.server,
+                address=address_of(s.server, topology),
+                device_kind=kinds[s.device_type],
+                devices=s.devices,
+                first_layer=s.first_layer,
+                end_layer=s.end_layer,
+            )
+            for s in first.stages
+        ),
     )
 
 
 def group_specs(
     replicas: Iterable[Replica], topology: Topology, catalogue: ProfileCatalogue, *, server: str | None = None
 ) -> tuple[GroupSpec, ...]:
-    """Every group of these replicas (at one server, if named), in group order."""
-    chosen = [r for r in replicas if server is None or r.server == server]
-    return tuple(group_spec(tenants, topology, catalogue) for tenants in replicas_by_group(chosen).values())
+    """Every group of these replicas (at one server, if named, stages of chains too), in group order."""
+    chosen = [r for r in replicas if server is None or server in r.servers]
+    groups = replicas_by_group(chosen).values()
+    return tuple(group_spec(tenants, topology, catalogue, server=server) for tenants in groups)
 
 
 def fetch_specs(
@@ -95,7 +125,7 @@ def fetch_specs(
     hosts: dict[str, set[str]] = {}
     for r in running:
         if r.service in topology.services:
-            hosts.setdefault(topology.services[r.service].model.source, set()).add(r.server)
+            hosts.setdefault(topology.services[r.service].model.source, set()).update(r.servers)
     address = {s.name: s.address for s in topology.servers.values() if s.address and s.name not in down}
     address.pop(server, None)
     around = [s.server for s in islice(topology.explore(server, without=down - {server}).nearest(), _NEAR)]
@@ -113,17 +143,7 @@ def _tenant_spec(r: Replica, topology: Topology, catalogue: ProfileCatalogue) ->
     service = topology.services.get(r.service)
     if service is None:
         raise InputError(Violation(path=f"replicas.{r.id}", law="expected a service of the topology", value=r.service))
-    shapes = catalogue.shapes(service.model.profile_name, r.device_type)
-    profile = shapes.get((r.tp, r.pp))
-    if profile is None:
-        raise InputError(
-            Violation(
-                path=f"replicas.{r.id}",
-                law=f"expected a profile of {service.model.profile_name} on {r.device_type}",
-                value=f"none for tp{r.tp} pp{r.pp}",
-            )
-        )
-    performance = evaluate(service, profile, r.config)
+    performance = _performance(r, service, topology, catalogue)
     return TenantSpec(
         replica=r.id,
         service=r.service,
@@ -142,6 +162,21 @@ def _tenant_spec(r: Replica, topology: Topology, catalogue: ProfileCatalogue) ->
     )
 
 
+def _performance(r: Replica, service: Service, topology: Topology, catalogue: ProfileCatalogue) -> Performance:
+    if r.stages:
+        return chain_performance(topology, catalogue, service, stages_of(r), r.config)[0].whole
+    profile = catalogue.shapes(service.model.profile_name, r.device_type).get((r.tp, r.pp))
+    if profile is None:
+        raise InputError(
+            Violation(
+                path=f"replicas.{r.id}",
+                law=f"expected a profile of {service.model.profile_name} on {r.device_type}",
+                value=f"none for tp{r.tp} pp{r.pp}",
+            )
+        )
+    return evaluate(service, profile, r.config)
+
+
 def commit_spec(
     server: str,
     *,
@@ -151,7 +186,8 @@ def commit_spec(
     plan: Plan,
     plan_json: str | None = None,
 ) -> CommitSpec:
-    """What `server` is told: `live` replicas of the whole edge (its own become its groups), routes of `plan`.
+    """What `server` is told: `live` replicas of the whole edge (its own, and its stages of chains, become its groups),
+    routes of `plan`.
 
     live: usually `plan.replicas`; during a change also those that an executor not yet switched still routes to.
     plan_json: what the executor keeps on disk; the plan itself unless given.

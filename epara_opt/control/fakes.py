@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from epara_opt.chains import chain_performance
 from epara_opt.control.ports import (
     BatchTime,
     CommitSpec,
@@ -20,6 +21,7 @@ from epara_opt.control.ports import (
     GroupSpec,
     ReplicaObservation,
     ServiceObservation,
+    StageSpec,
     TenantSpec,
 )
 from epara_opt.domain.parallel import ParallelConfig
@@ -181,6 +183,8 @@ class FakeFleet:
             known = e.specs.get(spec.group)
             if known is not None and replace(known, tenants=()) != replace(spec, tenants=()):
                 raise ExecutorRefused(e.server, f"{spec.group}: expected the devices and shape it was prepared with")
+            if spec.is_led_here and (unheld := self._unheld(spec)):  # a chain's head loads what the others hold
+                raise ExecutorRefused(e.server, f"{spec.group}: {unheld}: expected prepared stages, got none")
         live = {g.group: {t.service: t for t in g.tenants} for g in e.committed.groups} if e.committed else {}
         before = {g: dict(t) for g, t in e.loaded.items()}, dict(e.specs)
         for spec in groups:
@@ -273,6 +277,8 @@ class FakeFleet:
                     mean_batch=0.0,
                     batch_ms=0.0,
                     batch_times=tuple(b for _, b in sorted(e.batches.get(t.replica, {}).items())),
+                    stages=e.specs[group].stages_here,
+                    num_stages=len(e.specs[group].stages),
                 )
                 for group, tenants in sorted(e.loaded.items())
                 for t in tenants.values()
@@ -284,22 +290,62 @@ class FakeFleet:
         used: dict[tuple[str, int], int] = {}
         for spec in e.specs.values():
             for t in spec.tenants:
-                need = self._memory_bytes(spec, t)
-                for i in spec.devices:
-                    used[spec.device_type, i] = used.get((spec.device_type, i), 0) + need
+                for device, need in self._needs(spec, t).items():
+                    used[device] = used.get(device, 0) + need
         for (device_type, i), num_bytes in sorted(used.items()):
             limit = self._topology.device_types[device_type].memory_bytes
             if num_bytes > limit:
                 return f"{device_type} {i}: expected <= {limit} bytes, got {num_bytes}"
         return ""
 
+    def _needs(self, spec: GroupSpec, tenant: TenantSpec) -> dict[tuple[str, int], int]:
+        """Bytes on each device (type, index) of the server."""
+        if not spec.stages:
+            need = self._memory_bytes(spec, tenant)
+            return {(spec.device_type, i): need for i in spec.devices}
+        service = self._topology.services[tenant.service]
+        config = ParallelConfig(len(spec.stages[0].devices), spec.pp, tenant.batch, tenant.frames)
+        rows = tuple((s.server, self._type_of(s), len(s.devices), s.first_layer, s.end_layer) for s in spec.stages)
+        found, _ = chain_performance(self._topology, self._catalogue, service, rows, config)
+        return {
+            (row[1], i): num_bytes
+            for s, row, num_bytes in zip(spec.stages, rows, found.memory_bytes, strict=True)
+            if s.server == spec.server
+            for i in s.devices
+        }
+
     def _memory_bytes(self, spec: GroupSpec, tenant: TenantSpec) -> int:
         service = self._topology.services[tenant.service]
         profile = self._catalogue.shapes(service.model.profile_name, spec.device_type)[spec.tp, spec.pp]
         return evaluate(service, profile, ParallelConfig(spec.tp, spec.pp, tenant.batch, tenant.frames)).memory_bytes
 
+    def _unheld(self, spec: GroupSpec) -> str:
+        """The first other server of a chain that is down or was not told of it."""
+        for s in spec.stages:
+            there = self.executors[s.server]
+            if s.server != spec.server and not (there.up and spec.group in there.loaded):
+                return s.server
+        return ""
+
+    def _type_of(self, stage: StageSpec) -> str:
+        """Executors are told kinds; the fake needs one type of each kind at a server."""
+        types = self._topology.device_types
+        pools = self._topology.servers[stage.server].devices
+        return next(p.type for p in pools if types[p.type].kind.value == stage.device_kind)
+
     def _check_routes(self) -> None:
-        """Every route of every executor that stands leads to a live replica, or to a server that does not stand."""
+        """Every route of every executor that stands leads to a live replica, or to a server that does not stand.
+
+        A chain is live where it is led and held at every other server of it that stands.
+        """
+        for e in self.executors.values():
+            for spec in e.committed.groups if e.up and e.committed is not None and not e.restored else ():
+                for s in spec.stages if spec.is_led_here else ():
+                    there = self.executors[s.server]
+                    lost = there.forgotten & {t.replica for t in spec.tenants}
+                    if there.up and spec.group not in there.loaded and not lost:
+                        where = f"call {len(self.calls) - 1}: {e.server} leads {spec.group}"
+                        self.broken_laws.append(f"{where}, not held at {s.server}")
         for e in self.executors.values():
             if not e.up or e.committed is None or e.restored:
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # executors import this file, and need nothing of planning
@@ -63,8 +63,24 @@ class TenantSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """Layers [first_layer, end_layer) of a chain on devices of one server, one rank on each."""
+
+    server: str
+    address: str  # of its executor, HOST:PORT; its ranks listen at this host too
+    device_kind: str  # "gpu" | "cpu" | "npu"
+    devices: tuple[int, ...]
+    first_layer: int
+    end_layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSpec:
-    """One device group at one server."""
+    """One device group at one server, or one server's part of a chain over several.
+
+    Every executor of a chain is told all its stages under the same group id, with itself as `server`; device_type,
+    device_kind, devices and tp are those of the first stage there, pp counts all stages.
+    """
 
     group: str
     server: str
@@ -75,6 +91,22 @@ class GroupSpec:
     pp: int
     tenants: tuple[TenantSpec, ...]
     parts: int = 1  # a device is one of so many equal parts of an accelerator; device i lies on accelerator i // parts
+    stages: tuple[StageSpec, ...] = ()  # of a chain, in order; empty: all of it is at `server`
+
+    @property
+    def is_led_here(self) -> bool:
+        """Requests enter here, and replicas can be spoken to: not so at the further servers of a chain."""
+        return not self.stages or self.stages[0].server == self.server
+
+    @property
+    def layout(self) -> tuple[StageSpec, ...]:
+        """Its stages without addresses: what cannot change while it runs."""
+        return tuple(replace(s, address="") for s in self.stages)
+
+    @property
+    def stages_here(self) -> tuple[int, ...]:
+        """Of a chain, numbers of the stages at `server`."""
+        return tuple(i for i, s in enumerate(self.stages) if s.server == self.server)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +248,9 @@ class ReplicaObservation:
     replica: str
     group: str
     service: str
-    state: str  # loading | ready | live | draining | failed
+    # loading | ready | live | draining | failed; of a chain also leaving (an executor of it is), and of stages that are
+    # led elsewhere waiting (for their head)
+    state: str
     queued: int
     served: int
     busy_s: float  # device time spent, since the process started
@@ -231,6 +265,8 @@ class ReplicaObservation:
     restarts: int = 0  # of its group's worker
     batch_times: tuple[BatchTime, ...] = ()  # by rows; none for generations
     histograms: ReplicaHistograms | None = None  # where asked for
+    stages: tuple[int, ...] = ()  # of a chain over several servers, those that run here; 0 is its head
+    num_stages: int = 0  # of that chain; 0: it is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

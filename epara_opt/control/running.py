@@ -17,6 +17,7 @@ from epara_opt.errors import InputError
 from epara_opt.plan import Plan, Replica
 
 GONE = frozenset({"failed", "draining", "stopped"})
+LEFT = GONE - {"failed"}  # of a chain: one that fell is started again by its head as soon as its servers allow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,8 @@ def reconcile(known: Plan | None, state: FleetState, topology: Topology) -> Runn
 
     `state` must have been observed with plans. A group of another plan that its executor still runs is adopted:
     the next plan may keep it, and the next change retires it otherwise. A tenant that was prepared in a known group
-    and never committed leaves when its server is committed again.
+    and never committed leaves when its server is committed again. A chain runs if every server of it that answers has
+    its part; parts of one that does not are strays.
     """
     plans = {name: _plan_of(executor, topology) for name, executor in state.executors.items()}
     newest = known
@@ -65,29 +67,38 @@ def reconcile(known: Plan | None, state: FleetState, topology: Topology) -> Runn
     strays: dict[str, tuple[str, ...]] = {}
     stale: set[str] = set()
     replicas: dict[str, Replica] = {}
+    held = {
+        name: {r.group for r in e.replicas if r.state not in (LEFT if r.num_stages else GONE)}
+        for name, e in state.executors.items()
+    }
+
+    def is_whole(r: Replica) -> bool:
+        return all(r.group in held[s] for s in r.servers if s in held)
+
     for name, executor in sorted(state.executors.items()):
         own = plans[name]
         if newest is not None and (own is None or own.generation != newest.generation):
             stale.add(name)
-        reported = {r.group for r in executor.replicas if r.state not in GONE}
+        reported = held[name]
         described: dict[str, list[Replica]] = {}
         for plan in (own, newest):  # the newest wins where both describe a group
             fresh: dict[str, list[Replica]] = {}
             for r in plan.replicas if plan else ():
-                if r.server == name:
+                if name in r.servers:
                     fresh.setdefault(r.group, []).append(r)
             described.update(fresh)
-        replicas.update({r.id: r for g in reported & described.keys() for r in described[g]})
+        whole = {g for g in reported & described.keys() if all(map(is_whole, described[g]))}
+        replicas.update({r.id: r for g in whole for r in described[g]})
         tenants = {r.id for rs in described.values() for r in rs}
         if any(r.group in described and r.state == "ready" and r.replica not in tenants for r in executor.replicas):
             stale.add(name)
-        unknown = reported - described.keys()
+        unknown = reported - whole
         if unknown:
             strays[name] = tuple(sorted(unknown))
     if newest is None:
         return Running(plan=None, strays=strays, highest_epoch=highest_epoch, highest_generation=highest_generation)
     # Servers that do not answer keep what the plan gives them: whether they are down is the caller's to decide.
-    replicas.update({r.id: r for r in newest.replicas if r.server not in state.executors})
+    replicas.update({r.id: r for r in newest.replicas if r.server not in state.executors and is_whole(r)})
     running = replace(
         newest,
         replicas=tuple(replicas[i] for i in sorted(replicas)),

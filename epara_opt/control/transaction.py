@@ -7,6 +7,9 @@ No executor routes to a replica before it is live, nor after it is gone, so one 
     open    hosts that gain replicas others will route to: old routes, old and new replicas live
     switch  everybody: new routes; replicas that leave stay live while others may still route to them
     close   hosts that lose replicas: only the new
+
+A chain over several servers is prepared at the further ones first, where that only says what its head may ask for, and
+retired at its head first, which lets the others go.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from epara_opt.control.deploy import address_of, commit_spec, fetch_specs, group_specs
+from epara_opt.control.deploy import address_of, commit_spec, fetch_specs, group_specs, is_led_at
 from epara_opt.control.ports import CommitSpec, Fence, Fleet
 from epara_opt.control.transition import Stage
 from epara_opt.domain.profile import ProfileCatalogue
@@ -112,7 +115,7 @@ class Transaction:
                 address_of(server, self._topology)
                 if stage.kind is ActionKind.COMMIT:
                     self._spec(server, stage.target, stage.target.replicas)
-        for server in sorted({r.server for r in self._goal.replicas}):
+        for server in sorted({s for r in self._goal.replicas for s in r.servers}):
             self._spec(server, self._goal, self._goal.replicas)
 
     def fetch(self, todo: Sequence[Stage], *, deadline_s: float) -> None:
@@ -121,12 +124,13 @@ class Transaction:
         Raises the first failure (ModelsOnTheWay where the deadline came first): then nothing was changed.
         """
         running = self._before.replicas if self._before else ()
-        here = {(r.server, r.service) for r in running}
+        here = {(server, r.service) for r in running for server in r.servers}
         groups = {g for s in todo if s.kind is ActionKind.PREPARE for gs in s.groups.values() for g in gs}
         coming: dict[str, list[Replica]] = {}
         for r in self._plan.replicas:
-            if r.group in groups and (r.server, r.service) not in here:
-                coming.setdefault(r.server, []).append(r)
+            for server in r.servers if r.group in groups else ():
+                if (server, r.service) not in here:
+                    coming.setdefault(server, []).append(r)
         ends_at = self._monotonic() + deadline_s
 
         def fetch(server: str, _: tuple[str, ...]) -> None:
@@ -145,11 +149,11 @@ class Transaction:
         if stage.kind is ActionKind.PREPARE:
             for server, groups in stage.groups.items():
                 self._prepared.setdefault(server, set()).update(groups)
-            self._raise_first(self._each(stage, stage.groups, self._prepare_call(stage.target)))
+            self._prepare(stage, stage.groups, stage.target)
         elif stage.kind is ActionKind.COMMIT:
             self._switch(stage, sorted(stage.groups), stage.target)
         else:
-            failed = self._each(stage, stage.groups, self._retire)
+            failed = self._retire_all(stage, stage.groups)
             if stage.target is not self._plan:
                 self._raise_first(failed)  # the room is needed
             self._raise_first({s: e for s, e in failed.items() if isinstance(e, StaleFence)})
@@ -173,7 +177,7 @@ class Transaction:
                 raise PartlyApplied(cause, self._current, broken) from cause
         kept = {r.group for r in self._goal.replicas}
         extra = {s: tuple(sorted(g - kept)) for s, g in self._prepared.items() if s not in broken}
-        unclean = self._each(stage, {s: g for s, g in extra.items() if g}, self._retire)
+        unclean = self._retire_all(stage, extra)
         if broken:
             raise PartlyApplied(cause, self._before, broken) from cause
         for server, e in sorted(unclean.items()):
@@ -198,14 +202,14 @@ class Transaction:
         current = {r.group for r in self._current.replicas}
         goal = {r.group for r in self._goal.replicas}
         late = {s: tuple(sorted(g - current - goal)) for s, g in self._prepared.items()}
-        self._raise_first(self._each(stage, {s: g for s, g in late.items() if g}, self._retire))
+        self._raise_first(self._retire_all(stage, late))
         ids = {r.id for r in self._current.replicas}
         back: dict[str, set[str]] = {}
         for r in self._goal.replicas:
             if r.id not in ids:
-                back.setdefault(r.server, set()).add(r.group)
-        groups = {s: tuple(sorted(g)) for s, g in back.items()}
-        self._raise_first(self._each(stage, groups, self._prepare_call(self._goal)))
+                for server in r.servers:
+                    back.setdefault(server, set()).add(r.group)
+        self._prepare(stage, {s: tuple(sorted(g)) for s, g in back.items()}, self._goal)
         self._switch(stage, sorted(self._touched), self._goal)
 
     def _switch(self, stage: Stage, servers: Sequence[str], new: Plan) -> None:
@@ -216,9 +220,9 @@ class Transaction:
         host = {r.id: r.server for r in new.replicas}
         awaited = {x.replica for x in new.routes if x.replica not in old_ids and host[x.replica] != x.origin}
         gained = [r for r in new.replicas if r.id not in old_ids]
-        lost = [r for r in old.replicas if r.id not in new_ids and r.server in servers]
+        lost = [r for r in old.replicas if r.id not in new_ids and not set(servers).isdisjoint(r.servers)]
         opening = sorted({host[i] for i in awaited} & set(servers))
-        closing = sorted({r.server for r in lost}) if len(servers) > 1 else []
+        closing = sorted({s for r in lost for s in r.servers} & set(servers)) if len(servers) > 1 else []
         self._raise_first(self._commit_each(stage, opening, old, [*old.replicas, *gained]))
         live = [*new.replicas, *lost] if closing else list(new.replicas)
         self._raise_first(self._commit_each(stage, servers, new, live))
@@ -234,7 +238,7 @@ class Transaction:
         opened = [r for r in stage.target.replicas if r.id not in ids]
         servers = sorted(self._touched)
         failed = self._commit_each(stage, servers, old, [*old.replicas, *opened])
-        closing = sorted({r.server for r in opened} & self._touched - set(failed))
+        closing = sorted({s for r in opened for s in r.servers} & self._touched - set(failed))
         return failed | self._commit_each(stage, closing, old, old.replicas)
 
     def _commit_each(
@@ -250,16 +254,27 @@ class Transaction:
 
         return self._each(stage, dict.fromkeys(servers, ()), commit)
 
-    def _prepare_call(self, plan: Plan) -> Callable[[str, tuple[str, ...]], None]:
+    def _prepare(self, stage: Stage, work: Mapping[str, tuple[str, ...]], plan: Plan) -> None:
+        """Groups of `plan` by server. Raises the first failure."""
+
         def prepare(server: str, groups: tuple[str, ...]) -> None:
-            wanted = [r for r in plan.replicas if r.server == server and r.group in groups]
-            specs = group_specs(wanted, self._topology, self._catalogue)
+            wanted = [r for r in plan.replicas if r.group in groups]
+            specs = group_specs(wanted, self._topology, self._catalogue, server=server)
             self._fleet.prepare(self._address(server), specs, self._fence, deadline_s=self._left_s())
 
-        return prepare
+        led, further = _by_lead(work)
+        self._raise_first(self._each(stage, further, prepare))
+        self._raise_first(self._each(stage, led, prepare))
 
-    def _retire(self, server: str, groups: tuple[str, ...]) -> None:
-        self._fleet.retire(self._address(server), groups, self._fence, deadline_s=self._left_s())
+    def _retire_all(self, stage: Stage, work: Mapping[str, tuple[str, ...]]) -> dict[str, FleetError]:
+        """What failed, by server."""
+
+        def retire(server: str, groups: tuple[str, ...]) -> None:
+            self._fleet.retire(self._address(server), groups, self._fence, deadline_s=self._left_s())
+
+        led, further = _by_lead(work)
+        failed = self._each(stage, led, retire)
+        return failed | self._each(stage, further, retire)
 
     def _each(
         self, stage: Stage | None, work: Mapping[str, tuple[str, ...]], call: Callable[[str, tuple[str, ...]], None]
@@ -324,6 +339,13 @@ class Transaction:
                 raise e
         for server in sorted(failed):
             raise failed[server]
+
+
+def _by_lead(work: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Groups by server that are led there, and stages there of chains that are led elsewhere."""
+    led = {s: tuple(g for g in groups if is_led_at(g, s)) for s, groups in work.items()}
+    further = {s: tuple(g for g in groups if not is_led_at(g, s)) for s, groups in work.items()}
+    return {s: g for s, g in led.items() if g}, {s: g for s, g in further.items() if g}
 
 
 def _named(failed: Mapping[str, FleetError]) -> dict[str, str]:

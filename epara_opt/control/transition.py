@@ -7,10 +7,12 @@ as that goes, and only then is the new prepared:
     1 PREPARE what fits beside   2 COMMIT without the displaced   3 RETIRE them
     4 PREPARE the rest           5 COMMIT the plan                6 RETIRE what it does not use
 
-What runs of services or on devices that the topology has no more goes before all that: COMMIT without it, RETIRE it.
+What runs of services or on devices that the topology has no more, and what is left of chains that have lost a server,
+goes before all that: COMMIT without it, RETIRE it.
 Stages 2 to 4 exist only where room must be made. Which replicas are displaced is chosen per device, least valuable
-work first. Memory is counted per replica and device, as profiles give it. A tenant that leaves a group that stays is
-unloaded by the executor after the commit, once it is idle; whole groups at the retire.
+work first. Memory is counted per replica and device, as profiles give it, each stage of a chain where it stands. A
+tenant that leaves a group that stays is unloaded by the executor after the commit, once it is idle; whole groups at the
+retire.
 
 A replica's batch changes in place, at a commit, and with it its memory. One that grows does so at the last commit,
 beside all that only the last retire unloads: what it needs more must fit there too, or room is made for it first, by
@@ -97,11 +99,12 @@ def stages(
 
     def retire(groups: set[str], target: Plan, detail: str) -> None:
         if groups and in_force is not None:
+            where = _by_server(groups, in_force.replicas)
             made.append(
                 Stage(
                     number=len(made) + 1,
                     kind=ActionKind.RETIRE,
-                    groups=_by_server(groups, in_force.replicas),
+                    groups={s: g for s, g in where.items() if s in topology.servers and s not in down},
                     target=target,
                     detail=detail,
                 )
@@ -127,10 +130,13 @@ def stages(
 def _lost(
     in_force: Plan | None, standing_now: Mapping[str, Replica], topology: Topology, down: frozenset[str]
 ) -> list[Replica]:
-    """Replicas of services or devices that the topology has no more, on servers that answer: they hold memory."""
+    """Replicas of services or devices that the topology has no more, on servers that answer: they hold memory.
+
+    And chains that have lost a server, if only one of theirs answers.
+    """
     up = topology.servers.keys() - down
     replicas = in_force.replicas if in_force else ()
-    return [r for r in replicas if r.id not in standing_now and {p[0] for p in r.places} <= up]
+    return [r for r in replicas if r.id not in standing_now and not up.isdisjoint(r.servers)]
 
 
 def _commit(number: int, servers: frozenset[str], target: Plan, detail: str) -> Stage:
@@ -154,12 +160,14 @@ def _by_server(groups: Set[str], replicas: Iterable[Replica]) -> dict[str, tuple
     table: dict[str, set[str]] = {}
     for r in replicas:
         if r.group in groups:
-            table.setdefault(r.server, set()).add(r.group)
+            for server in r.servers:
+                table.setdefault(server, set()).add(r.group)
     return {server: tuple(sorted(table[server])) for server in sorted(table)}
 
 
-def _devices(r: Replica) -> list[Device]:
-    return [place[:3] for place in r.places]
+def _held(r: Replica) -> dict[Device, int]:
+    """Bytes on each device; a chain's stages hold what they need where they stand."""
+    return {place[:3]: place[3] for place in r.places}
 
 
 def reconfigured(old: Replica, new: Replica) -> bool:
@@ -187,32 +195,36 @@ def _make_room(
     """Until the last commit a device holds what runs, what comes, and every staying replica at its larger batch."""
     used: dict[Device, int] = {}
 
-    def occupy(r: Replica, num_bytes: int) -> None:
-        for d in _devices(r):
-            used[d] = used.get(d, 0) + num_bytes
+    def occupy(held: Mapping[Device, int], sign: int = 1) -> None:
+        for d, num_bytes in held.items():
+            used[d] = used.get(d, 0) + sign * num_bytes
 
     def fits(places: set[Device], adds: Iterable[Replica]) -> bool:
         more: dict[Device, int] = {}
         for r in adds:
-            for d in _devices(r):
-                more[d] = more.get(d, 0) + r.memory_bytes
+            for d, num_bytes in _held(r).items():
+                more[d] = more.get(d, 0) + num_bytes
         return all(used.get(d, 0) + more.get(d, 0) <= topology.device_types[d[1]].memory_bytes for d in places)
 
+    freed: dict[str, dict[Device, int]] = {}  # what a replica gives back by its new batch
+    taken: dict[str, dict[Device, int]] = {}  # what it needs more
     for i, r in old.items():
-        occupy(r, max(r.memory_bytes, new[i].memory_bytes) if i in new else r.memory_bytes)
-    freed = {i: r.memory_bytes - new[i].memory_bytes for i, r in old.items() if i in new}  # by its new batch
+        now, then = _held(r), _held(new[i]) if i in new else {}
+        freed[i] = {d: b - then[d] for d, b in now.items() if b > then.get(d, b)}
+        taken[i] = {d: b - now.get(d, 0) for d, b in then.items() if b > now.get(d, 0)}
+        occupy(now)
+        occupy(taken[i])
     early: set[str] = set()
     late: set[str] = set()
     waiting: list[tuple[set[Device], list[Replica]]] = []
     groups = replicas_by_group(new.values())
     for group in sorted({r.group for i, r in new.items() if i not in old or reconfigured(old[i], r)}):
         adds = [r for r in groups[group] if r.id not in old]
-        larger = [*adds, *(r for r in groups[group] if freed.get(r.id, 0) < 0)]
-        places = {d for r in larger for d in _devices(r)}
+        places = {d for r in adds for d in _held(r)} | {d for r in groups[group] for d in taken.get(r.id, ())}
         if fits(places, adds):
             early.add(group)
             for r in adds:
-                occupy(r, r.memory_bytes)
+                occupy(_held(r))
         else:
             late.add(group)
             waiting.append((places, adds))
@@ -220,19 +232,19 @@ def _make_room(
     shrunk: set[str] = set()
     worth = _worth(before, topology)
     for places, adds in waiting:
-        near = [r for r in old.values() if places & set(_devices(r))]
-        shrinking = [r for r in near if freed.get(r.id, 0) > 0 and r.id not in shrunk]
+        near = [r for r in old.values() if places & _held(r).keys()]
+        shrinking = [r for r in near if freed[r.id] and r.id not in shrunk]
         leaving = [r for r in near if r.id not in new and r.id not in displaced]
         for r in sorted(shrinking, key=lambda r: r.id):
             if not fits(places, adds):
                 shrunk.add(r.id)
-                occupy(r, -freed[r.id])
+                occupy(freed[r.id], -1)
         for r in sorted(leaving, key=lambda r: (worth.get(r.id, 0.0), r.id)):
             if not fits(places, adds):
                 displaced.add(r.id)
-                occupy(r, -r.memory_bytes)
+                occupy(_held(r), -1)
         for r in adds:
-            occupy(r, r.memory_bytes)
+            occupy(_held(r))
     return _Room(early=frozenset(early), late=frozenset(late), displaced=frozenset(displaced), shrunk=frozenset(shrunk))
 
 

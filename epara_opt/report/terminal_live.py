@@ -28,7 +28,8 @@ def status_table(fleet: FleetState, topology: Topology, plan: Plan | None) -> Gr
     """Executors, services and troubles. `plan` is the one that should be in force, if there is one."""
     planned: dict[str, int] = {}
     for r in plan.replicas if plan else ():
-        planned[r.server] = planned.get(r.server, 0) + 1
+        for server in r.servers:
+            planned[server] = planned.get(server, 0) + 1
     names = [*topology.servers, *sorted((fleet.executors.keys() | fleet.down.keys()) - topology.servers.keys())]
     rows = [_executor(fleet, n, planned.get(n, 0), plan) for n in names if _is_expected(fleet, topology, n)]
     heads = ["Server", "State", "#Plan", "#Live", "#Planned", "#Queued", "#Arrived", "#SLO met", "#Offloaded"]
@@ -41,6 +42,9 @@ def status_table(fleet: FleetState, topology: Topology, plan: Plan | None) -> Gr
         parts.append(replicas_grid(measured))
     if (energy := energy_grid(fleet)) is not None:
         parts.append(energy)
+    if chains := _chains(fleet):
+        heads = ["Chain", "Stage", "Server", "!State", "#MiB a device", "Detail"]
+        parts.append(grid("Chains over several servers, stage by stage", heads, chains))
     troubles = [
         *([n, "executor", cell("down", "red"), why] for n, why in sorted(fleet.down.items())),
         *(
@@ -82,6 +86,22 @@ def _executor(fleet: FleetState, name: str, planned: int, plan: Plan | None) -> 
         f"{arrived:,}",
         share(on_time / arrived if arrived else None),
         f"{sum(s.forwarded for s in state.services):,}",
+    ]
+
+
+def _chains(fleet: FleetState) -> list[list[Text | str]]:
+    """Each chain's stages where they run, in order."""
+    found = [(r.replica, r.stages, e.server, r) for e in fleet.executors.values() for r in e.replicas if r.num_stages]
+    return [
+        [
+            replica,
+            f"{', '.join(str(s + 1) for s in stages)} of {r.num_stages}",
+            server,
+            cell(r.state, "green" if r.state == "live" else "yellow"),
+            f"{r.memory_bytes / 2**20:,.1f}" if r.memory_bytes else "–",
+            r.detail if r.state != "live" else "",
+        ]
+        for replica, stages, server, r in sorted(found, key=lambda f: f[:3])
     ]
 
 

@@ -2,7 +2,8 @@
 
 A stage is the model itself with only its own layers: the first keeps the embedding, the last the final norm and
 the head. Stages of Llama's shape (embedding, layers, norm) are known by their `base_model_pp_plan`. Layers are
-spread evenly, the later stages taking the remainder's lesser part since the last one also owns the head.
+spread evenly, the later stages taking the remainder's lesser part since the last one also owns the head; over several
+servers the plan says which stage has which.
 """
 
 from __future__ import annotations
@@ -33,12 +34,19 @@ def layers_of(stage: int, num_stages: int, num_layers: int) -> range:
     return range(start, start + base + (stage < extra))
 
 
-def split_layers(model: Any, stage: int, num_stages: int) -> int:
-    """Keep only this stage's layers, in place. Returns their number."""
+def split_layers(model: Any, stage: int, num_stages: int, layers: tuple[int, int] | None = None) -> int:
+    """Keep only this stage's layers, in place: [first, end), or its even share. Returns their number.
+
+    Raises ValueError where the layers given are not the model's: none, too many, or not its last at the last stage.
+    """
     num_layers = int(model.config.num_hidden_layers)
     if num_stages == 1:
         return num_layers
-    kept = layers_of(stage, num_stages, num_layers)
+    kept = layers_of(stage, num_stages, num_layers) if layers is None else range(*layers)
+    is_last = stage == num_stages - 1
+    if not kept or kept.stop > num_layers or (kept.stop == num_layers) != is_last or (kept.start == 0) != (stage == 0):
+        law = f"expected stage {stage} of {num_stages} to have its part of num_hidden_layers = {num_layers}"
+        raise ValueError(f"layers: {law}, got [{kept.start}, {kept.stop}); does the topology's model.layers agree?")
     body: Any = model.model
     body.layers = torch.nn.ModuleList(body.layers[i] for i in kept)
     for index in range(len(kept)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +178,25 @@ def ones() -> np.ndarray:
 class WorkerAtHand:
     """A worker and the agent's end of its socket."""
 
-    def __init__(self, launcher: Launcher, folder: Path, *, tp: int = 1, pp: int = 1) -> None:
+    def __init__(
+        self, launcher: Launcher, folder: Path, *, tp: int = 1, pp: int = 1, stages: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """stages: of a chain over "several servers", all of them here; the first one's is the worker's."""
         self._group = {"group": "g", "device_kind": "cpu", "devices": list(range(tp * pp)), "tp": tp, "pp": pp}
+        self.others: list[Any] = []
         path = str(folder / "s")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, socket.socket() as meeting:
             listener.bind(path)
             listener.listen(1)
             listener.settimeout(60)
-            self.handle = launcher.launch(self._group, path)
+            if stages:
+                meeting.bind(("127.0.0.1", 0))
+                meeting.listen()
+                there = {"stages": stages, "rendezvous": f"127.0.0.1:{meeting.getsockname()[1]}", "pp": len(stages)}
+                for server in {s["server"] for s in stages} - {stages[0]["server"]}:
+                    self.others.append(launcher.launch({**self._group, **there, "server": server}, ""))
+                self._group |= {**there, "server": stages[0]["server"]}
+            self.handle = launcher.launch(self._group, path, meeting if stages else None)
             self.connection, _ = listener.accept()
         Path(path).unlink()
         self.connection.settimeout(60)
@@ -227,9 +238,10 @@ class WorkerAtHand:
 
     def close(self) -> None:
         self.connection.close()
-        if self.handle.wait(20) is None:
-            self.handle.kill()
-            self.handle.wait(20)
+        for handle in (self.handle, *self.others):
+            if handle.wait(20) is None:
+                handle.kill()
+                handle.wait(20)
 
 
 @pytest.fixture(scope="session")
@@ -260,8 +272,8 @@ def worker_of(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> I
     """Start workers of a shape; they end with the test."""
     started: list[WorkerAtHand] = []
 
-    def start(tp: int = 1, pp: int = 1) -> WorkerAtHand:
-        started.append(WorkerAtHand(launcher, tmp_path_factory.mktemp("w"), tp=tp, pp=pp))
+    def start(tp: int = 1, pp: int = 1, **more: Any) -> WorkerAtHand:
+        started.append(WorkerAtHand(launcher, tmp_path_factory.mktemp("w"), tp=tp, pp=pp, **more))
         return started[-1]
 
     yield start

@@ -39,6 +39,33 @@ def test_stages_generate_what_the_whole_model_does(worker_of: Any, tiny_root: Pa
     assert worker.handle.wait(20) == 0
 
 
+def stage(server: str, first: int, end: int, *devices: int) -> dict[str, Any]:
+    layers = {"first_layer": first, "end_layer": end}
+    return {"server": server, "address": "127.0.0.1:1", "device_kind": "cpu", "devices": list(devices), **layers}
+
+
+def test_stages_that_meet_over_tcp_generate_what_the_whole_model_does(worker_of: Any, tiny_root: Path) -> None:
+    """Layers as told, unlike numbers of ranks, two stages at one of two servers. Tokens agree exactly."""
+    stages = [stage("a", 0, 1, 0), stage("b", 1, 3, 0, 1), stage("a", 3, 4, 1)]
+    worker = worker_of(stages=stages)
+    loaded = worker.load(worker.tenant("tiny-llama", "text-generation", batch=2))["tiny-llama@g"].fields
+    assert len(loaded["stage_bytes"]) == len(stages)
+    assert loaded["memory_bytes"] == loaded["stage_bytes"][0]
+    for i, prompt in enumerate(PROMPTS):
+        worker.send(str(i), "tiny-llama", {"text": text_array([prompt])}, max_tokens=8 + 3 * i)
+    answers = {f.fields["id"]: a[0]["tokens"].tolist() for f, a in (worker.result() for _ in PROMPTS)}
+    assert answers == expected(tiny_root)
+    worker.wire.write(Frame("stop"))
+    assert [h.wait(20) for h in (worker.handle, *worker.others)] == [0, 0]
+
+
+def test_layers_that_are_not_the_models_are_refused_at_the_stage_that_has_them(worker_of: Any) -> None:
+    worker = worker_of(stages=[stage("a", 0, 2, 0), stage("b", 2, 6, 0)])
+    answers = worker.load(worker.tenant("tiny-llama", "text-generation"))
+    law = "stage 1: layers: expected stage 1 of 2 to have its part of num_hidden_layers = 4, got [2, 6)"
+    assert law in answers["failed"].fields["detail"]
+
+
 def test_encoders_are_not_cut_and_say_so(worker_of: Any) -> None:
     worker = worker_of(pp=2)
     answers = worker.load(worker.tenant("tiny-vit", "image-classification"))

@@ -139,8 +139,8 @@ GRAPHML = """<?xml version="1.0" encoding="utf-8"?>
 """
 
 
-def test_an_edge_with_chains_is_planned_certified_and_never_applied(epara):
-    """A plan over several servers passes checker and certificate; apply and run refuse it and say why."""
+def test_an_edge_with_chains_is_planned_certified_and_not_applied_without_addresses(epara):
+    """A plan over several servers passes checker and certificate; nobody can apply it at servers without executors."""
     edge = EXAMPLES / "neighbours.yaml"
     assert epara("plan", edge, "--time-limit", 10, "--out", "plan.json").code == 0
     plan = json.loads((epara.folder / "plan.json").read_text())
@@ -152,7 +152,10 @@ def test_an_edge_with_chains_is_planned_certified_and_never_applied(epara):
     assert certified["certified_bound"] >= plan["objective"] * (1 - 1e-6)
     done = epara("apply", edge, "plan.json", "--json")
     assert done.code == 2
-    assert done.json["error"]["violations"][0]["path"] == f"plan.replicas.{chained[0]['id']}.stages"
+    used = {r["server"] for r in plan["replicas"]} | {s["server"] for r in chained for s in r["stages"]}
+    assert done.json["error"]["violations"][0]["path"] in {f"servers.{name}.address" for name in used}
     done = epara("run", edge, "--store", "store", "--json")
     assert done.code == 2
-    assert done.json["error"]["violations"][0]["path"] == "rules.across_servers"
+    assert {v["law"] for v in done.json["error"]["violations"]} == {
+        "expected host:port of its executor; `epara run` plans for servers that it can reach"
+    }

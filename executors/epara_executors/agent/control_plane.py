@@ -14,7 +14,9 @@ from epara_executors.agent.devices import DeviceSlot
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.logistics import Logistics
 from epara_executors.agent.peers import Peers
+from epara_executors.agent.stages import EOF, SILENCE_S
 from epara_executors.agent.state import StateReader
+from epara_executors.agent.worker_link import LoadFailed
 from epara_executors.rpc import epara_pb2 as pb
 from epara_executors.rpc.convert import (
     commit_from_pb,
@@ -23,6 +25,7 @@ from epara_executors.rpc.convert import (
     fetch_spec_from_pb,
     fetch_to_pb,
     group_from_pb,
+    stage_from_pb,
     state_to_pb,
 )
 from epara_executors.rpc.epara_pb2_grpc import ExecutorControlServicer, ExecutorPeerServicer
@@ -118,7 +121,7 @@ class ControlPlane(ExecutorControlServicer):
             await asyncio.sleep(max(MIN_INTERVAL_MS, request.interval_ms) / 1000.0)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
-        self._executor.draining = True
+        self._executor.leave()
         try:
             async with asyncio.timeout(request.timeout_ms / 1000.0 if request.timeout_ms > 0 else None):
                 await self._executor.quiet()
@@ -132,12 +135,30 @@ class ControlPlane(ExecutorControlServicer):
 class PeerPlane(ExecutorPeerServicer):
     """The servicer of epara.v1.ExecutorPeer."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, executor: Executor, peers: Peers) -> None:
+        self._executor = executor
         self._peers = peers
 
     async def Sync(self, request: pb.SyncMessage, context: Context) -> pb.SyncMessage:  # noqa: N802
         self._peers.heard(request)
         return self._peers.message()
+
+    async def RunStages(self, request_iterator: Any, context: Context) -> None:  # noqa: N802
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                first = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no word of the head within {SILENCE_S:.0f} s")
+            return
+        if first is EOF:
+            return
+        try:
+            held = await self._executor.stages_of(first.group, [stage_from_pb(s) for s in first.stages])
+            await held.serve(first, context)
+        except ExecutorRefused as e:
+            await _refuse(context, e)
+        except LoadFailed as e:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
 
 
 async def _refuse(context: Context, error: StaleFence | ExecutorRefused) -> NoReturn:

@@ -1,7 +1,7 @@
 """A device group: its worker kept alive, its tenants (`tenancy`) and their work (`dispatch`).
 
 States: loading, ready, failed (being restarted with back-off, or given up before it was ever committed),
-draining, stopped.
+draining, leaving (of a chain, another executor of which is about to leave), stopped.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class DeviceGroup:
         self._tenancy = Tenancy(spec, queued=self._work.queued)
         self.state = "loading"
         self.detail = ""
+        self._aside = ""  # why the worker was let go, if it was
         self.persistent = persistent
         self.num_waiting_prepares = 0
         self.num_restarts = 0
@@ -101,6 +102,21 @@ class DeviceGroup:
             self.state = "draining"
         await self._work.quiet.wait()
 
+    def step_aside(self, why: str) -> None:
+        """Something that it runs on is about to leave: take nothing new, and let the worker go once it is idle."""
+        if self._link is None or self._aside:
+            return
+        self.state, self.detail = "leaving", why
+        self._aside = why
+
+        async def leave(link: WorkerLink) -> None:
+            await self._work.quiet.wait()
+            await link.close()
+
+        task = asyncio.create_task(leave(self._link), name=f"leave {self.spec.group}")
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
     async def stop(self) -> None:
         """Unload: ask the worker to leave, make it if it does not. Idempotent."""
         self._stop.set()
@@ -151,7 +167,7 @@ class DeviceGroup:
 
     async def _live(self) -> float:
         """One worker from launch to end; returns how long it was ready. Raises LoadFailed."""
-        self.state = "loading"
+        self.state, self._aside = "loading", ""
         link = await WorkerLink.open(self._launcher, load_fields(self.spec), self._socket_path)
         self._link = link
         self._tenancy.attach(link)
@@ -171,7 +187,8 @@ class DeviceGroup:
             self._link = None
             self._work.detach()
             await link.close(grace_s=0.0)
-            self.detail = f"worker {link.handle.pid} ended with {link.ended.result()}"
+            ended = f"worker {link.handle.pid} ended with {link.ended.result()}"
+            self.detail = link.handle.why or self._aside or ended
             self._lose(self.detail)
         return self._loop.time() - ready_at
 

@@ -238,7 +238,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
     add(control, named)
     add = epara_pb2_grpc.add_ExecutorPeerServicer_to_server
-    add(PeerPlane(peers), named)
+    add(PeerPlane(executor, peers), named)
     if files is not None:
         add = epara_pb2_grpc.add_ExecutorFilesServicer_to_server
         add(files, named)
@@ -272,7 +272,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         for task in background:
             task.add_done_callback(_report)
         await leave.wait()
-        executor.draining = True
+        executor.leave()
         logistics.leave()
         if files is not None:
             files.leave()

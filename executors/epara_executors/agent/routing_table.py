@@ -55,6 +55,8 @@ def build(spec: CommitSpec, groups: Mapping[str, DeviceGroup]) -> dict[str, Serv
     routes: dict[str, dict[str, RouteSpec]] = {}
     peers: dict[str, dict[str, PeerSpec]] = {}
     for g in spec.groups:
+        if not g.is_led_here:
+            continue  # of a chain that is entered elsewhere
         group = groups[g.group]
         for t in g.tenants:
             hosted.setdefault(t.service, {})[t.replica] = (group, group.replicas[t.replica])

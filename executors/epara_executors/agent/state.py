@@ -15,6 +15,7 @@ from epara_executors.agent.file_plane import FilePlane
 from epara_executors.agent.group import DeviceGroup
 from epara_executors.agent.logistics import Logistics
 from epara_executors.agent.replica import Replica
+from epara_executors.agent.stages import HeldStages
 from epara_executors.agent.window import Window
 from epara_opt.control.ports import DeviceObservation, ExecutorState, ReplicaObservation, ServiceObservation
 
@@ -71,10 +72,13 @@ class StateReader:
             generation=executor.generation,
             at=time.time(),
             services=self._services(now, with_histograms=with_histograms, with_recent=with_recent),
-            replicas=tuple(
-                self._replica(name, group, r, live=live, with_histograms=with_histograms)
-                for name, group in sorted(executor.groups.items())
-                for r in group.replicas.values()
+            replicas=(
+                *(
+                    self._replica(name, group, r, live=live, with_histograms=with_histograms)
+                    for name, group in sorted(executor.groups.items())
+                    for r in group.replicas.values()
+                ),
+                *(o for _, stages in sorted(executor.stages.items()) for o in _stages(stages)),
             ),
             plan_json=committed.plan_json if with_plan and committed else "",
             devices=self._devices,
@@ -123,4 +127,30 @@ class StateReader:
             restarts=group.num_restarts,
             batch_times=r.meter.batch_times(),
             histograms=r.meter.histograms() if with_histograms else None,
+            stages=group.spec.stages_here,
+            num_stages=len(group.spec.stages),
         )
+
+
+def _stages(held: HeldStages) -> list[ReplicaObservation]:
+    """Stages of a chain led elsewhere: what they do is counted at its head."""
+    state = "live" if held.state == "ready" and held.persistent else held.state
+    return [
+        ReplicaObservation(
+            replica=t.replica,
+            group=held.spec.group,
+            service=t.service,
+            state=state,
+            queued=0,
+            served=0,
+            busy_s=0.0,
+            mean_batch=0.0,
+            batch_ms=0.0,
+            detail=held.detail,
+            memory_bytes=held.memory_bytes,
+            restarts=max(0, held.num_runs - 1),
+            stages=held.spec.stages_here,
+            num_stages=len(held.spec.stages),
+        )
+        for t in held.spec.tenants
+    ]

@@ -157,14 +157,17 @@ def changeable(group: GroupSpec, running: Iterable[TenantSpec], to: GroupSpec) -
         return replace(t, batch=1, frames=1, deadline_ms=0, fps=0, response_ms=0, work_per_s=0, tpot_ms=0)
 
     known = {t.replica: fixed(t) for t in running}
-    return replace(group, tenants=()) == replace(to, tenants=()) and all(
-        known.get(t.replica, fixed(t)) == fixed(t) for t in to.tenants
+    same_place = replace(group, tenants=(), stages=()) == replace(to, tenants=(), stages=())
+    return (
+        same_place and group.layout == to.layout and all(known.get(t.replica, fixed(t)) == fixed(t) for t in to.tenants)
     )
 
 
 def load_fields(spec: GroupSpec) -> dict[str, Any]:
     """A `load` frame's fields."""
+    chain = {"server": spec.server, "stages": [asdict(s) for s in spec.stages]} if spec.stages else {}
     return {
+        **chain,
         "group": spec.group,
         "device_kind": spec.device_kind,
         "devices": list(spec.devices),

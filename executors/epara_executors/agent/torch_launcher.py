@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +60,10 @@ class TorchHandle:
     def pids(self) -> Sequence[int]:
         return self._blocking.pids
 
+    @property
+    def why(self) -> str:
+        return ""
+
     def alive(self) -> bool:
         return self._blocking.alive()
 
@@ -83,11 +88,13 @@ class TorchLauncher:
     async def start(self) -> None:
         self._blocking.start()
 
-    async def launch(self, group: dict[str, Any], socket_path: str) -> WorkerHandle:
+    async def launch(
+        self, group: dict[str, Any], socket_path: str, listener: socket.socket | None = None
+    ) -> WorkerHandle:
         """Raises LoadFailed where no process could be started. A fork server that is gone is replaced for the next."""
         used = self._blocking
         try:
-            return TorchHandle(await in_thread(lambda: used.launch(group, socket_path)))
+            return TorchHandle(await in_thread(lambda: used.launch(group, socket_path, listener)))
         except LaunchError as e:
             if not used.wait_up(0.0) and self._blocking is used:
                 self._blocking = self._fresh()

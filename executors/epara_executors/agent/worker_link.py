@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ class WorkerHandle(Protocol):
     def pid(self) -> int: ...
     @property
     def pids(self) -> Sequence[int]: ...
+    @property
+    def why(self) -> str:
+        """Once ended: what ended it, where that is more than an exit code; else empty."""
+        ...
+
     def alive(self) -> bool: ...
     def kill(self) -> None: ...
     async def wait(self) -> int:
@@ -37,7 +43,12 @@ class WorkerLauncher(Protocol):
     """Starts workers. `start` must run before anything of gRPC does, because it may fork."""
 
     async def start(self) -> None: ...
-    async def launch(self, group: dict[str, Any], socket_path: str) -> WorkerHandle: ...
+    async def launch(
+        self, group: dict[str, Any], socket_path: str, listener: socket.socket | None = None
+    ) -> WorkerHandle:
+        """listener: of a chain whose first rank is started here, at its rendezvous; the caller closes its own end."""
+        ...
+
     async def stop(self) -> None: ...
 
 
@@ -57,6 +68,7 @@ class Loaded:
     load_s: float
     inputs: tuple[TensorDecl, ...]
     outputs: tuple[TensorDecl, ...]
+    stage_bytes: tuple[int, ...] = ()  # (stages,) of a chain: memory per device of each
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> Loaded:
@@ -69,6 +81,7 @@ class Loaded:
             load_s=float(fields["load_s"]),
             inputs=decls("inputs"),
             outputs=decls("outputs"),
+            stage_bytes=tuple(int(b) for b in fields.get("stage_bytes", ())),
         )
 
 
@@ -119,6 +132,8 @@ class WorkerLink(asyncio.Protocol):
                 await link.close(grace_s=0.0)
             if isinstance(e, OSError):
                 raise LoadFailed(f"worker could not be started: {e}") from e
+            if isinstance(e, LoadFailed) and link._handle is not None and link._handle.why:
+                raise LoadFailed(f"{link._handle.why} while it loaded") from e
             raise
         finally:
             listener.close()

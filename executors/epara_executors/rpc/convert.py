@@ -53,6 +53,28 @@ def tenant_from_pb(m: pb.TenantSpec) -> ports.TenantSpec:
     )
 
 
+def stage_to_pb(s: ports.StageSpec) -> pb.StageSpec:
+    return pb.StageSpec(
+        server=s.server,
+        address=s.address,
+        device_kind=s.device_kind,
+        devices=s.devices,
+        first_layer=s.first_layer,
+        end_layer=s.end_layer,
+    )
+
+
+def stage_from_pb(m: pb.StageSpec) -> ports.StageSpec:
+    return ports.StageSpec(
+        server=m.server,
+        address=m.address,
+        device_kind=m.device_kind,
+        devices=tuple(m.devices),
+        first_layer=m.first_layer,
+        end_layer=m.end_layer,
+    )
+
+
 def group_to_pb(g: ports.GroupSpec) -> pb.GroupSpec:
     return pb.GroupSpec(
         group=g.group,
@@ -64,6 +86,7 @@ def group_to_pb(g: ports.GroupSpec) -> pb.GroupSpec:
         pp=g.pp,
         parts=g.parts,
         tenants=[tenant_to_pb(t) for t in g.tenants],
+        stages=[stage_to_pb(s) for s in g.stages],
     )
 
 
@@ -78,6 +101,7 @@ def group_from_pb(m: pb.GroupSpec) -> ports.GroupSpec:
         pp=m.pp,
         parts=m.parts or 1,
         tenants=tuple(tenant_from_pb(t) for t in m.tenants),
+        stages=tuple(stage_from_pb(s) for s in m.stages),
     )
 
 
@@ -238,6 +262,8 @@ def _replica_to_pb(r: ports.ReplicaObservation) -> pb.ReplicaState:
         batch_times=[
             pb.BatchTime(rows=b.rows, num_batches=b.num_batches, median_ms=b.median_ms) for b in r.batch_times
         ],
+        stages=r.stages,
+        num_stages=r.num_stages,
     )
     if (h := r.histograms) is not None:
         message.queue_s.CopyFrom(histogram_to_pb(h.queue_s))
@@ -281,6 +307,8 @@ def _replica_from_pb(m: pb.ReplicaState) -> ports.ReplicaObservation:
             ports.BatchTime(rows=b.rows, num_batches=b.num_batches, median_ms=b.median_ms) for b in m.batch_times
         ),
         histograms=histograms,
+        stages=tuple(m.stages),
+        num_stages=m.num_stages,
     )
 
 

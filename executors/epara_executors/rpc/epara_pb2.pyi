@@ -77,8 +77,24 @@ class TenantSpec(_message.Message):
     tpot_ms: float
     def __init__(self, replica: _Optional[str] = ..., service: _Optional[str] = ..., source: _Optional[str] = ..., task: _Optional[str] = ..., batch: _Optional[int] = ..., frames: _Optional[int] = ..., sensitivity: _Optional[str] = ..., deadline_ms: _Optional[float] = ..., fps: _Optional[float] = ..., response_ms: _Optional[float] = ..., work_per_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
 
+class StageSpec(_message.Message):
+    __slots__ = ("server", "address", "device_kind", "devices", "first_layer", "end_layer")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    server: str
+    address: str
+    device_kind: str
+    devices: _containers.RepeatedScalarFieldContainer[int]
+    first_layer: int
+    end_layer: int
+    def __init__(self, server: _Optional[str] = ..., address: _Optional[str] = ..., device_kind: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
+
 class GroupSpec(_message.Message):
-    __slots__ = ("group", "server", "device_type", "device_kind", "devices", "tp", "pp", "tenants", "parts")
+    __slots__ = ("group", "server", "device_type", "device_kind", "devices", "tp", "pp", "tenants", "parts", "stages")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +104,7 @@ class GroupSpec(_message.Message):
     PP_FIELD_NUMBER: _ClassVar[int]
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     group: str
     server: str
     device_type: str
@@ -97,7 +114,8 @@ class GroupSpec(_message.Message):
     pp: int
     tenants: _containers.RepeatedCompositeFieldContainer[TenantSpec]
     parts: int
-    def __init__(self, group: _Optional[str] = ..., server: _Optional[str] = ..., device_type: _Optional[str] = ..., device_kind: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., tp: _Optional[int] = ..., pp: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantSpec, _Mapping]]] = ..., parts: _Optional[int] = ...) -> None: ...
+    stages: _containers.RepeatedCompositeFieldContainer[StageSpec]
+    def __init__(self, group: _Optional[str] = ..., server: _Optional[str] = ..., device_type: _Optional[str] = ..., device_kind: _Optional[str] = ..., devices: _Optional[_Iterable[int]] = ..., tp: _Optional[int] = ..., pp: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantSpec, _Mapping]]] = ..., parts: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageSpec, _Mapping]]] = ...) -> None: ...
 
 class RouteSpec(_message.Message):
     __slots__ = ("service", "replica", "server", "address", "rate_per_s", "network_ms", "frames")
@@ -344,7 +362,7 @@ class ServiceState(_message.Message):
     def __init__(self, service: _Optional[str] = ..., arrived: _Optional[int] = ..., on_time: _Optional[int] = ..., late: _Optional[int] = ..., shed: _Optional[int] = ..., failed: _Optional[int] = ..., forwarded: _Optional[int] = ..., served: _Optional[int] = ..., streams: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p99_ms: _Optional[float] = ..., arrived_per_s: _Optional[float] = ..., e2e_s: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
 
 class ReplicaState(_message.Message):
-    __slots__ = ("replica", "group", "service", "state", "queued", "served", "busy_s", "mean_batch", "batch_ms", "detail", "waiting", "arrived", "arrived_per_s", "busy_share", "memory_bytes", "restarts", "batch_times", "queue_s", "service_s", "e2e_s", "first_token_s", "per_token_s", "batch_rows")
+    __slots__ = ("replica", "group", "service", "state", "queued", "served", "busy_s", "mean_batch", "batch_ms", "detail", "waiting", "arrived", "arrived_per_s", "busy_share", "memory_bytes", "restarts", "batch_times", "queue_s", "service_s", "e2e_s", "first_token_s", "per_token_s", "batch_rows", "stages", "num_stages")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -368,6 +386,8 @@ class ReplicaState(_message.Message):
     FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     PER_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_STAGES_FIELD_NUMBER: _ClassVar[int]
     replica: str
     group: str
     service: str
@@ -391,7 +411,9 @@ class ReplicaState(_message.Message):
     first_token_s: Histogram
     per_token_s: Histogram
     batch_rows: Histogram
-    def __init__(self, replica: _Optional[str] = ..., group: _Optional[str] = ..., service: _Optional[str] = ..., state: _Optional[str] = ..., queued: _Optional[int] = ..., served: _Optional[int] = ..., busy_s: _Optional[float] = ..., mean_batch: _Optional[float] = ..., batch_ms: _Optional[float] = ..., detail: _Optional[str] = ..., waiting: _Optional[int] = ..., arrived: _Optional[int] = ..., arrived_per_s: _Optional[float] = ..., busy_share: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., restarts: _Optional[int] = ..., batch_times: _Optional[_Iterable[_Union[BatchTime, _Mapping]]] = ..., queue_s: _Optional[_Union[Histogram, _Mapping]] = ..., service_s: _Optional[_Union[Histogram, _Mapping]] = ..., e2e_s: _Optional[_Union[Histogram, _Mapping]] = ..., first_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., per_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., batch_rows: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
+    stages: _containers.RepeatedScalarFieldContainer[int]
+    num_stages: int
+    def __init__(self, replica: _Optional[str] = ..., group: _Optional[str] = ..., service: _Optional[str] = ..., state: _Optional[str] = ..., queued: _Optional[int] = ..., served: _Optional[int] = ..., busy_s: _Optional[float] = ..., mean_batch: _Optional[float] = ..., batch_ms: _Optional[float] = ..., detail: _Optional[str] = ..., waiting: _Optional[int] = ..., arrived: _Optional[int] = ..., arrived_per_s: _Optional[float] = ..., busy_share: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., restarts: _Optional[int] = ..., batch_times: _Optional[_Iterable[_Union[BatchTime, _Mapping]]] = ..., queue_s: _Optional[_Union[Histogram, _Mapping]] = ..., service_s: _Optional[_Union[Histogram, _Mapping]] = ..., e2e_s: _Optional[_Union[Histogram, _Mapping]] = ..., first_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., per_token_s: _Optional[_Union[Histogram, _Mapping]] = ..., batch_rows: _Optional[_Union[Histogram, _Mapping]] = ..., stages: _Optional[_Iterable[int]] = ..., num_stages: _Optional[int] = ...) -> None: ...
 
 class StateResponse(_message.Message):
     __slots__ = ("server", "incarnation", "fence", "at", "services", "replicas", "plan_json", "devices", "draining", "fetches", "model_bytes_received", "model_bytes_sent")
@@ -462,3 +484,29 @@ class IdleGoodput(_message.Message):
     fps: float
     tpot_ms: float
     def __init__(self, service: _Optional[str] = ..., idle_per_s: _Optional[float] = ..., response_ms: _Optional[float] = ..., deadline_ms: _Optional[float] = ..., fps: _Optional[float] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
+
+class HeadBeat(_message.Message):
+    __slots__ = ("group", "stages", "rendezvous", "ready", "memory_bytes")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    RENDEZVOUS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    stages: _containers.RepeatedCompositeFieldContainer[StageSpec]
+    rendezvous: str
+    ready: bool
+    memory_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, group: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageSpec, _Mapping]]] = ..., rendezvous: _Optional[str] = ..., ready: bool = ..., memory_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StageBeat(_message.Message):
+    __slots__ = ("pids", "ended", "status", "leaving")
+    PIDS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    pids: _containers.RepeatedScalarFieldContainer[int]
+    ended: bool
+    status: int
+    leaving: bool
+    def __init__(self, pids: _Optional[_Iterable[int]] = ..., ended: bool = ..., status: _Optional[int] = ..., leaving: bool = ...) -> None: ...

@@ -385,6 +385,11 @@ class ExecutorPeerStub(object):
                 request_serializer=epara__pb2.SyncMessage.SerializeToString,
                 response_deserializer=epara__pb2.SyncMessage.FromString,
                 _registered_method=True)
+        self.RunStages = channel.stream_stream(
+                '/epara.v1.ExecutorPeer/RunStages',
+                request_serializer=epara__pb2.HeadBeat.SerializeToString,
+                response_deserializer=epara__pb2.StageBeat.FromString,
+                _registered_method=True)
 
 
 class ExecutorPeerServicer(object):
@@ -399,6 +404,15 @@ class ExecutorPeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunStages(self, request_iterator, context):
+        """By the head of a chain to every other executor of it: run your stages' ranks for as long as this call lasts.
+        Both sides send a beat every second; whoever hears none for ten seconds takes the other for gone, and the ranks
+        end. FAILED_PRECONDITION: no such chain was prepared there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorPeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -406,6 +420,11 @@ def add_ExecutorPeerServicer_to_server(servicer, server):
                     servicer.Sync,
                     request_deserializer=epara__pb2.SyncMessage.FromString,
                     response_serializer=epara__pb2.SyncMessage.SerializeToString,
+            ),
+            'RunStages': grpc.stream_stream_rpc_method_handler(
+                    servicer.RunStages,
+                    request_deserializer=epara__pb2.HeadBeat.FromString,
+                    response_serializer=epara__pb2.StageBeat.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -437,6 +456,33 @@ class ExecutorPeer(object):
             '/epara.v1.ExecutorPeer/Sync',
             epara__pb2.SyncMessage.SerializeToString,
             epara__pb2.SyncMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunStages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/epara.v1.ExecutorPeer/RunStages',
+            epara__pb2.HeadBeat.SerializeToString,
+            epara__pb2.StageBeat.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,9 +80,10 @@ class DecoderPart:
         self.ranks = ranks
         self.device = device
         self.model: Any = read_model(AutoModelForCausalLM, source, model_root, self.config)
+        # Weights are mapped from the file, so layers that are dropped before anything reads them take no memory.
+        self.num_layers = split_layers(self.model, ranks.stage, ranks.pp, ranks.layers)
         if ranks.tp > 1:
             shard(self.model, ranks.tp_rank, ranks.tp, ranks.tp_group)
-        self.num_layers = split_layers(self.model, ranks.stage, ranks.pp)
         self.model.to(device)
         self.dtype: torch.dtype = next(self.model.parameters()).dtype
         self.hidden_size = int(self.config.hidden_size)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -240,6 +241,8 @@ class EchoHandle:
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         status = self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         try:
             loop.call_soon_threadsafe(self._ended.set_result, status)
         except RuntimeError:
@@ -252,6 +255,10 @@ class EchoHandle:
     @property
     def pids(self) -> Sequence[int]:
         return (self._process.pid,)
+
+    @property
+    def why(self) -> str:
+        return ""
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -269,17 +276,22 @@ class EchoLauncher:
     async def start(self) -> None:
         """Nothing to preload."""
 
-    async def launch(self, group: dict[str, Any], socket_path: str) -> EchoHandle:
+    async def launch(
+        self, group: dict[str, Any], socket_path: str, listener: socket.socket | None = None
+    ) -> EchoHandle:
+        """One process for all ranks; of the further stages of a chain, which have no socket, one that does nothing."""
         command = [sys.executable, "-m", "epara_executors.worker.echo", socket_path]
-        return EchoHandle(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)
-        )
+        stdin = subprocess.DEVNULL if socket_path else subprocess.PIPE  # whose end is the agent's
+        return EchoHandle(subprocess.Popen(command, stdin=stdin, stdout=sys.stderr.fileno(), start_new_session=True))
 
     async def stop(self) -> None:
         """Nothing is kept."""
 
 
 async def _main(socket_path: str) -> int:
+    if not socket_path:
+        sys.stdin.read()
+        return 0
     reader, writer = await asyncio.open_unix_connection(socket_path, limit=2**22)
     return await EchoWorker(reader, writer).serve()
 

@@ -5,7 +5,8 @@ torch's exists when it forks, and it is started by exec, so nothing of its paren
 CUDA cannot be used in a forked process whose parent touched it: ranks on GPUs are started afresh instead.
 
 It speaks JSON lines over the socket it inherits: {launch, ranks}, {kill} in; {up}, {launched, pids},
-{exited, status} out. Its end, or its parent's, is the end of all its children.
+{exited, status} out. A launch of a chain's rank 0 comes with a listening socket, handed on to that rank. Its end, or
+its parent's, is the end of all its children.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +54,7 @@ class ForkServer:
         self._control = control
         self._groups: dict[int, _Group] = {}
         self._partial = b""
+        self._listeners: deque[int] = deque()  # that came with launches not yet read
         self._wake_out, self._wake_in = socket.socketpair()
         for end in (self._wake_out, self._wake_in):
             end.setblocking(False)
@@ -76,9 +79,10 @@ class ForkServer:
 
     def _hear(self) -> bool:
         try:
-            data = self._control.recv(65536)
+            data, listeners, _, _ = socket.recv_fds(self._control, 65536, 16)
         except ConnectionError:
             return False
+        self._listeners += listeners
         if not data:
             return False
         *lines, self._partial = (self._partial + data).split(b"\n")
@@ -93,9 +97,16 @@ class ForkServer:
     def _launch(self, key: int, ranks: list[dict[str, Any]]) -> None:
         group = self._groups[key] = _Group(tempfile.mkdtemp(prefix="epara-ranks-"))
         for fields in ranks:
-            if len(ranks) > 1:
+            chain: dict[str, Any] | None = fields.get("chain")
+            if chain is None and len(ranks) > 1:
                 fields["rendezvous"] = os.path.join(group.folder, "store")
+            listener = self._listeners.popleft() if chain is not None and fields["rank"] == 0 else None
+            if chain is not None and listener is not None:
+                chain["listener"] = listener
+                os.set_inheritable(listener, True)
             group.ranks[self._start(fields)] = int(fields["rank"])
+            if listener is not None:
+                os.close(listener)  # rank 0's alone
         self._say({"launched": key, "pids": list(group.ranks)})
 
     def _start(self, fields: dict[str, Any]) -> int:

@@ -71,8 +71,9 @@ class Hosted:
     one_pass: OnePassRunner | None = None
     generation: GenerationRunner | None = None
     engine: Engine | None = None
-    memory_bytes: int = 0
+    memory_bytes: int = 0  # per device; of a chain: of the first stage's
     load_s: float = 0.0
+    stage_bytes: tuple[int, ...] = ()  # (stages,) per device, of a chain
 
     def loaded(self) -> Frame:
         """What the agent wants to know about it."""
@@ -86,6 +87,7 @@ class Hosted:
                 "replica": self.tenant.replica,
                 "memory_bytes": self.memory_bytes,
                 "load_s": self.load_s,
+                "stage_bytes": self.stage_bytes,
                 "inputs": [s.listed() for s in inputs],
                 "outputs": [s.listed() for s in runner.outputs],
             },
@@ -102,6 +104,7 @@ class Host:
         self._device = device
         self._ranks = ranks
         self._followed: dict[str, OnePassRunner | DecoderPart] = {}
+        self._meters: dict[str, PeakMeter] = {}  # of what is followed, until it has been weighed
 
     def host(self, tenant: Tenant) -> Hosted:
         """Load on every rank, warm up, measure. Rank 0 only. Raises LoadError."""
@@ -118,14 +121,20 @@ class Host:
             raise problem or LoadError(f"model {tenant.source}: nothing was loaded")
         if details := [str(r.fields["detail"]) for r in reports if r.fields["detail"]]:
             raise LoadError(details[0])
-        weights = max([parameter_bytes(mine.model), *(int(r.fields["parameter_bytes"]) for r in reports)])
         meter = PeakMeter(self._device)
         hosted = self._wrap(tenant, mine)
         warm_up(hosted)
         if hosted.generation is not None and hosted.engine is not None and not hosted.generation.packs():
             hosted.engine.scheduler.pass_tokens = 0
-        # What came from memory that this process had once used before, the meter does not see: a cache is counted.
-        hosted.memory_bytes = weights + max(meter.peak_bytes(), _cache_bytes(hosted))
+        self._ranks.tell(Frame("weigh", {"replica": tenant.replica}))
+        by_rank = [_weight(mine, meter)]
+        by_rank += [int(r.fields["memory_bytes"]) for r in self._ranks.reports()]
+        firsts, tps = self._ranks.firsts, self._ranks.tps
+        by_stage = tuple(max(by_rank[f : f + n]) for f, n in zip(firsts, tps, strict=True))
+        if self._ranks.layers is None:
+            hosted.memory_bytes = max(by_stage)
+        else:
+            hosted.memory_bytes, hosted.stage_bytes = by_stage[0], by_stage
         hosted.load_s = time.perf_counter() - started_at
         return hosted
 
@@ -139,10 +148,10 @@ class Host:
         runner, engine = hosted.generation, hosted.engine
         if runner is not None and engine is not None:
             engine.scheduler.batch = batch
-            before = _cache_bytes(hosted)
+            before = _cache_bytes(runner.part)
             num_blocks = engine.scheduler.resize(_cache_blocks(hosted.tenant, runner))
             runner.resize(num_blocks, kept=engine.scheduler.pool.highest_taken)
-            hosted.memory_bytes += _cache_bytes(hosted) - before
+            hosted.memory_bytes += _cache_bytes(runner.part) - before
 
     def follow(self) -> None:
         """Ranks other than 0: do what rank 0 tells until it says stop."""
@@ -156,9 +165,13 @@ class Host:
             replica = str(order.fields["replica"])
             if order.type == "close":
                 self._followed.pop(replica, None)  # absent where it could not be opened
+                self._meters.pop(replica, None)
                 continue
             held = self._followed[replica]
-            if isinstance(held, DecoderPart) and order.type == "resize":
+            if order.type == "weigh":
+                num_bytes = _weight(held, self._meters.pop(replica))
+                self._ranks.report(Frame("weighed", {"memory_bytes": num_bytes}))
+            elif isinstance(held, DecoderPart) and order.type == "resize":
                 held.resize(int(order.fields["blocks"]))
             elif isinstance(held, DecoderPart) and order.type == "step":
                 held.follow(Step.from_fields(order.fields))
@@ -175,9 +188,11 @@ class Host:
             tenant = Tenant.from_fields(fields)
             made = self._open(tenant)
         except (LoadError, ValueError) as error:
-            return Frame("opened", {"detail": f"rank {self._ranks.rank}: {error}", "parameter_bytes": 0})
+            where = f"stage {self._ranks.stage}" if self._ranks.layers is not None else f"rank {self._ranks.rank}"
+            return Frame("opened", {"detail": f"{where}: {error}"})
         self._followed[tenant.replica] = made
-        return Frame("opened", {"detail": "", "parameter_bytes": parameter_bytes(made.model)})
+        self._meters[tenant.replica] = PeakMeter(self._device)
+        return Frame("opened", {"detail": ""})
 
     def _place(self, source: str) -> str:
         """The source itself, or the folder that was fetched for it."""
@@ -218,8 +233,16 @@ class Host:
         return Hosted(tenant, generation=runner, engine=engine)
 
 
-def _cache_bytes(hosted: Hosted) -> int:
-    cache = hosted.generation.part.cache if hosted.generation is not None else None
+def _weight(part: OnePassRunner | DecoderPart, meter: PeakMeter) -> int:
+    """Bytes of a device that one rank's part of a tenant takes.
+
+    What came from memory that this process had used once before, the meter does not see: a cache is counted.
+    """
+    return parameter_bytes(part.model) + max(meter.peak_bytes(), _cache_bytes(part))
+
+
+def _cache_bytes(part: OnePassRunner | DecoderPart) -> int:
+    cache = part.cache if isinstance(part, DecoderPart) else None
     return cache.num_bytes if cache is not None else 0
 
 

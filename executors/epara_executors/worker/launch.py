@@ -5,7 +5,9 @@
     ... speak frames over that connection ...
     launcher.close()
 
-`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp, parts.
+`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp, parts. For a chain over several
+servers also `server`, `stages` and `rendezvous`; then its ranks at this server are started, and rank 0, if it is one of
+them, is given the socket that listens there.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from epara_executors.worker.chain import ranks_here
 
 START_TIMEOUT_S = 180.0  # importing torch and transformers on a small, busy box
 
@@ -121,8 +125,10 @@ class Launcher:
         """Wait until the imports are done; False if they were not in time, or failed."""
         return self._up.wait(timeout_s) and not self._gone
 
-    def launch(self, group: Mapping[str, Any], socket_path: str) -> WorkerHandle:
+    def launch(self, group: Mapping[str, Any], socket_path: str, listener: socket.socket | None = None) -> WorkerHandle:
         """Start one process per rank of a group; rank 0 connects to `socket_path`.
+
+        listener: of a chain whose rank 0 is started here; the caller closes its own end.
 
         Raises
         ------
@@ -130,36 +136,37 @@ class Launcher:
             When the fork server is not there, or the group does not add up.
         """
         tp, pp, devices = int(group["tp"]), int(group["pp"]), list(group["devices"])
-        if len(devices) != tp * pp:
+        if not group.get("stages") and len(devices) != tp * pp:
             raise LaunchError(f"group {group.get('group', '')}: expected tp * pp = {tp * pp} devices, got {devices}")
         parts = int(group.get("parts", 1))
-        if parts > 1 and tp * pp > 1:
+        if parts > 1 and (tp * pp > 1 or group.get("stages")):
             law = "expected one device per group where devices are parts of an accelerator"
             raise LaunchError(f"group {group.get('group', '')}: {law}, got tp {tp}, pp {pp}")
-        cores = [self._cores_of(d) if group["device_kind"] == "cpu" else [] for d in devices]
+        if group.get("stages") and (group["stages"][0]["server"] == group["server"]) != (listener is not None):
+            raise LaunchError(f"group {group['group']}: expected a listening socket for rank 0, and for it alone")
+        kind = group["device_kind"]
+        ranks = [{"rank": i, "tp": tp, "device_kind": kind, "device": d} for i, d in enumerate(devices)]
+        if group.get("stages"):
+            ranks = list(_chain_ranks(group))
+        for rank in ranks:
+            rank["cores"] = self._cores_of(rank["device"]) if rank["device_kind"] == "cpu" else []
         if not self.wait_up():
             raise LaunchError("the fork server did not come up; its reason is on standard error")
         key = next(self._keys)
         handle = WorkerHandle(self, key)
         with self._lock:
             self._handles[key] = handle
-        ranks = [
-            {
-                "rank": rank,
-                "tp": tp,
-                "pp": pp,
-                "device_kind": group["device_kind"],
-                "device": device // parts,
-                "mps_percentage": 100 // parts if parts > 1 else 0,
-                "cores": cores[rank],
-                "socket_path": socket_path,
-                "model_root": str(self._model_root.absolute()),
-                "model_cache": str(self._model_cache.absolute()) if self._model_cache is not None else "",
-                "threads": self._threads,
-            }
-            for rank, device in enumerate(devices)
-        ]
-        self.send({"launch": key, "ranks": ranks})
+        common = {
+            "socket_path": socket_path,
+            "model_root": str(self._model_root.absolute()),
+            "model_cache": str(self._model_cache.absolute()) if self._model_cache is not None else "",
+            "threads": self._threads,
+            "pp": pp,
+            "mps_percentage": 100 // parts if parts > 1 else 0,
+        }
+        ranks = [{**common, **rank, "device": rank["device"] // parts} for rank in ranks]
+        listeners = () if listener is None else (listener.fileno(),)
+        self.send({"launch": key, "ranks": ranks}, listeners)
         if not handle.await_start(START_TIMEOUT_S):
             raise LaunchError("the fork server started no process; its reason is on standard error")
         return handle
@@ -188,12 +195,14 @@ class Launcher:
         self._control.close()
         self._control = None
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """One line to the fork server; nothing if it is gone, for then so are its workers."""
+    def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """One line to the fork server, open files with it; nothing if it is gone, for then so are its workers."""
+        data = json.dumps(message).encode() + b"\n"
         with self._lock:
             if self._control is not None and not self._gone:
                 try:
-                    self._control.sendall(json.dumps(message).encode() + b"\n")
+                    sent = socket.send_fds(self._control, [data], descriptors) if descriptors else 0
+                    self._control.sendall(data[sent:])
                 except OSError:
                     return
 
@@ -226,3 +235,24 @@ class Launcher:
             with self._lock:
                 handle = self._handles.pop(int(message["exited"]))
             handle.ended(int(message["status"]))
+
+
+def _chain_ranks(group: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What each rank of a chain at this server is told, beside what all are."""
+    stages: list[dict[str, Any]] = group["stages"]
+    whole = {
+        "tps": [len(s["devices"]) for s in stages],
+        "layers": [[s["first_layer"], s["end_layer"]] for s in stages],
+        "kinds": [s["device_kind"] for s in stages],
+        "rendezvous": group["rendezvous"],
+    }
+    for rank, number, device in ranks_here(stages, group["server"]):
+        stage = stages[number]
+        chain = {**whole, "host": stage["address"].rpartition(":")[0]}
+        yield {
+            "rank": rank,
+            "tp": len(stage["devices"]),
+            "device_kind": stage["device_kind"],
+            "device": device,
+            "chain": chain,
+        }

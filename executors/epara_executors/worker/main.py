@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from typing import Any
 import torch
 
 from epara_executors.runners.contract import LoadError, UnsupportedShape
+from epara_executors.worker.chain import Chain
 from epara_executors.worker.frames import Frame
 from epara_executors.worker.hosting import Host
 from epara_executors.worker.loop import Loop, explained
-from epara_executors.worker.ranks import Ranks
+from epara_executors.worker.ranks import JOIN_TIMEOUT_S, Ranks
 from epara_executors.worker.wire import Closed, Wire
 
 _PR_SET_PDEATHSIG = 1
@@ -40,6 +43,9 @@ class RankSpec:
     cores: tuple[int, ...] = ()  # of a CPU device that has its own; empty: any
     mps_percentage: int = 0  # of an accelerator's threads, where this device is a part of one; 0: all
     rendezvous: str = ""  # a file that does not exist yet; for groups of several ranks
+    chain: Mapping[str, Any] | None = (
+        None  # of a group over several servers, in place of rendezvous: see worker/chain.py
+    )
 
 
 def run_rank(spec: RankSpec) -> int:
@@ -55,7 +61,13 @@ def run_rank(spec: RankSpec) -> int:
     try:
         device = device_of(spec)
         rendezvous = Path(spec.rendezvous) if spec.rendezvous else None
-        ranks = Ranks(spec.rank, spec.tp, spec.pp, rendezvous, spec.device_kind)
+        chain = None if spec.chain is None else Chain.from_fields(spec.chain)
+        late = threading.Timer(JOIN_TIMEOUT_S, _give_up, (spec, connection))
+        late.daemon = True
+        if chain is not None:
+            late.start()
+        ranks = Ranks(spec.rank, spec.tp, spec.pp, rendezvous, spec.device_kind, chain=chain)
+        late.cancel()
         host = Host(Path(spec.model_root), device, ranks, Path(spec.model_cache) if spec.model_cache else None)
         if connection is None:
             host.follow()
@@ -73,6 +85,15 @@ def run_rank(spec: RankSpec) -> int:
             Wire(connection).write(Frame("failed", fields))
         return 1
     return 0
+
+
+def _give_up(spec: RankSpec, connection: socket.socket | None) -> None:
+    """The other servers' ranks were not met: torch itself would wait for ever."""
+    detail = f"rank {spec.rank} met not all ranks of its chain within {JOIN_TIMEOUT_S:.0f} s: are ports blocked?"
+    if connection is not None:
+        Wire(connection).write(Frame("failed", {"detail": detail}))
+    print(detail, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def device_of(spec: RankSpec) -> torch.device:
