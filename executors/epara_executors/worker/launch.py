@@ -5,9 +5,9 @@
     ... speak frames over that connection ...
     launcher.close()
 
-`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp, parts. For a chain over several
-servers also `server`, `stages` and `rendezvous`; then its ranks at this server are started, and rank 0, if it is one of
-them, is given the socket that listens there.
+`group` is what a `load` frame says about the group: group, device_kind, devices, tp, pp, parts. For a chain over
+several servers also `server`, `stages` and `rendezvous`; then its ranks at this server are started, and rank 0, if it
+is one of them, is given the socket that listens there.
 """
 
 from __future__ import annotations
