@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from epara_executors.worker.blocks import BLOCK_TOKENS, blocks_for
 
-_DESKS = 2  # times a layer's blocks: room to gather rows of different lengths, padded to the longest
+_Desks = dict[tuple[int, torch.Size], torch.Tensor]  # by 0 for keys or 1 for values, and the shape of a block
+_DESK_SIZE = 2  # times a layer's blocks: room to gather rows of different lengths, padded to the longest
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class _Aim:
     num_rows: int
     width: int
     longest: int  # of the rows, these tokens included
-    desks: list[torch.Tensor]  # where blocks are gathered, keys and values; every layer in turn uses the same
+    desks: _Desks  # where blocks are gathered; layers of one shape use the same in turn
 
 
 class PagedLayer(CacheLayerMixin):
@@ -66,10 +67,10 @@ class PagedLayer(CacheLayerMixin):
 
     def _desk(self, index: int, like: torch.Tensor, num_blocks: int) -> torch.Tensor:
         """Room for so many blocks that nobody needs any more: fresh memory would cost more than the copy."""
-        desks = self.aimed.desks
-        if len(desks) <= index:
-            desks.append(like.new_empty(_DESKS * self.num_blocks, *like.shape[1:]).zero_())
-        return desks[index][:num_blocks]
+        desks, key = self.aimed.desks, (index, like.shape[1:])
+        if key not in desks:
+            desks[key] = like.new_empty(_DESK_SIZE * self.num_blocks, *like.shape[1:]).zero_()
+        return desks[key][:num_blocks]
 
     def resize(self, num_blocks: int) -> None:
         """Another number of blocks; those that both have keep their content."""
@@ -110,7 +111,7 @@ class PagedCache(Cache):
         self.paged_layers = [PagedLayer(num_blocks) for _ in range(num_layers)]
         self.num_blocks = num_blocks
         self._device = device
-        self._desks: list[torch.Tensor] = []
+        self._desks: _Desks = {}
         super().__init__(layers=list(self.paged_layers))
 
     def aim_prompts(
@@ -164,7 +165,7 @@ class PagedCache(Cache):
         for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
             if not parts or len(parts[-1]) == most:
                 parts.append([])
-                most = _DESKS * self.num_blocks // blocks_for(lengths[row])
+                most = _DESK_SIZE * self.num_blocks // blocks_for(lengths[row])
             parts[-1].append(row)
         return parts
 
@@ -176,11 +177,12 @@ class PagedCache(Cache):
     def resize(self, num_blocks: int) -> None:
         """More blocks, or fewer; content beyond them is lost."""
         self.num_blocks = num_blocks
-        self._desks[:] = [d.new_empty(_DESKS * num_blocks, *d.shape[1:]).zero_() for d in self._desks]
+        for key, desk in self._desks.items():
+            self._desks[key] = desk.new_empty(_DESK_SIZE * num_blocks, *desk.shape[1:]).zero_()
         for layer in self.paged_layers:
             layer.resize(num_blocks)
 
     @property
     def num_bytes(self) -> int:
         tensors = [t for layer in self.paged_layers if layer.is_initialized for t in (layer.keys, layer.values)]
-        return sum(t.numel() * t.element_size() for t in (*tensors, *self._desks) if t is not None)
+        return sum(t.numel() * t.element_size() for t in (*tensors, *self._desks.values()) if t is not None)
