@@ -85,6 +85,18 @@ def test_a_request_is_lost_by_its_last_call(outcomes: ModuleType) -> None:
     assert outcomes.statuses(seen) == {"UNAVAILABLE": 2, "OK": 1, "WRONG": 1}
 
 
+def test_who_was_not_let_in_is_told_from_who_was_lost(outcomes: ModuleType) -> None:
+    seen = [
+        outcome(outcomes, 1.0, 2.0),  # in flight when the first was refused
+        outcome(outcomes, 1.0, 2.0, "UNAVAILABLE", detail="Socket closed"),  # so was this one, and it was lost
+        outcome(outcomes, 1.4, 1.5, "UNAVAILABLE", detail="executor b is draining"),
+        outcome(outcomes, 1.6, 1.7, "UNAVAILABLE", detail="failed to connect to all addresses"),
+        outcome(outcomes, 1.6, 1.8),  # elsewhere
+    ]
+    left = outcomes.left_behind(seen)
+    assert (left["in_flight"], left["in_flight_lost"]) == (2, 1)
+
+
 def test_a_row_says_whether_its_target_was_met(outcomes: ModuleType) -> None:
     assert [outcomes.row("x", v, "s", law="<=", target=0.3)["met"] for v in (0.3, 0.31)] == [True, False]
     assert outcomes.row("x", 1.0, "s")["met"] is None
