@@ -46,9 +46,10 @@ def test_outcomes_come_in_order_of_sending(outcomes: ModuleType) -> None:
         "sent_at": [2.5, 1.0],
         "done_at": [3.0, 4.0],
         "status": ["OK", "NO"],
+        "detail": ["", "why"],
     }
     first, second = outcomes.outcomes_of(columns)
-    assert (first.flow, first.taken_ms, first.status) == (1, 3000.0, "NO")
+    assert (first.flow, first.taken_ms, first.status, first.detail) == (1, 3000.0, "NO", "why")
     assert (second.flow, second.taken_ms, second.late_ms) == (0, 500.0, 500.0)
 
 
