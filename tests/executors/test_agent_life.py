@@ -108,6 +108,29 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process(echo_edge, one
     assert not any(w.is_running() for w in workers)
 
 
+def test_who_comes_while_an_executor_leaves_is_told_so(echo_edge, ones):
+    executor = echo_edge.start("a")
+    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=2000")))
+    client, answers, refusals = echo_edge.client("a"), [], []
+    asking = threading.Thread(target=lambda: answers.append(client.infer("echo", {"x": ones})))
+    asking.start()
+    echo_edge.until(lambda: echo_edge.state("a").replicas[0].queued == 1)
+    executor.process.send_signal(signal.SIGTERM)
+
+    def refused():
+        with pytest.raises(InferError) as caught:
+            client.infer("echo", {"x": ones}, params={"timeout": 1})  # shed until it drains
+        if caught.value.status is grpc.StatusCode.UNAVAILABLE:
+            refusals.append(caught.value.message)
+        return len(refusals) == 5
+
+    echo_edge.until(refused)
+    assert all("executor a is draining" in said for said in refusals)
+    asking.join()
+    assert len(answers) == 1
+    assert executor.stop(timeout_s=30) == 0
+
+
 def test_no_worker_outlives_an_agent_that_was_killed(echo_edge):
     executor = echo_edge.start("a")
     echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant()))
