@@ -160,6 +160,12 @@ class Client:
             self._process.stdin.write(json.dumps({"flows": list(flows), "seconds": seconds, "seed": seed}) + "\n")
             self._process.stdin.flush()
 
+    def end(self) -> None:
+        """End the load that runs, before its seconds are over."""
+        if self._process.stdin is not None:
+            self._process.stdin.write("null\n")
+            self._process.stdin.flush()
+
     def outcomes(self) -> list[Outcome]:
         """Raises RuntimeError when the client ended; it said why on stderr."""
         line = self._process.stdout.readline() if self._process.stdout is not None else ""

@@ -2,7 +2,8 @@
 
 Orders are JSON lines on stdin, {seconds, seed, flows}; each is answered by a JSON line on stdout with one column per
 field of `outcomes.Outcome` and `lag_ms`, how late the event loop of this process came to what was due (a sample every
-LAG_EVERY_S). Instants are of the system's monotonic clock, which other processes share.
+LAG_EVERY_S). A line `null` ends a load before its seconds are over. Instants are of the system's monotonic clock,
+which other processes share.
 
 A flow calls `address` with `request` (a ModelInferRequest, base64) either at `rate_per_s`, at instants drawn
 beforehand (`arrivals`: "poisson", given their number; or "even"), or with `callers` that call again when they are
@@ -15,10 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import itertools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +31,19 @@ import grpc.aio
 import numpy as np
 from epara_executors.infer_client import request_of
 from epara_executors.rpc import open_inference_pb2 as oip
+from outcomes import FIELDS
 
 LAG_EVERY_S = 0.005
 REFUSED_WAIT_S = 0.02
+MAX_DETAIL = 200
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
 
 
 def arrivals(flow: dict[str, Any], seconds: float, rng: np.random.Generator) -> np.ndarray:
@@ -55,8 +66,9 @@ class Load:
         self._bodies = [self._body(f) for f in order["flows"]]
         self._numbers = itertools.count(1)
         self._sizes: dict[int, int] = {}  # of a flow's first answer; all of them are as long
-        self.outcomes: dict[str, list[Any]] = {k: [] for k in ("flow", "due_at", "sent_at", "done_at", "status")}
+        self.outcomes: dict[str, list[Any]] = {name: [] for name in FIELDS}
         self.lag_ms: list[float] = []
+        self.ended = asyncio.Event()  # before its seconds are over
 
     @staticmethod
     def _body(flow: dict[str, Any]) -> bytes:
@@ -72,13 +84,15 @@ class Load:
             body += number.SerializeToString()
         status = ""
         for address in filter(None, (flow["address"], flow.get("failover"))):
-            sent_at = time.monotonic()
+            sent_at, detail = time.monotonic(), ""
             try:
                 answer = await self._calls[address](body, timeout=flow.get("timeout_s", 30.0))
                 status = "OK" if self._sizes.setdefault(index, len(answer)) == len(answer) else "WRONG"
             except grpc.aio.AioRpcError as e:
-                status = e.code().name
-            for key, value in zip(self.outcomes, (index, due_at, sent_at, time.monotonic(), status), strict=True):
+                status, detail = e.code().name, (e.details() or "")[:MAX_DETAIL]
+            for key, value in zip(
+                self.outcomes, (index, due_at, sent_at, time.monotonic(), status, detail), strict=True
+            ):
                 self.outcomes[key].append(value)
             if status != "UNAVAILABLE":
                 break
@@ -98,7 +112,7 @@ class Load:
             task.add_done_callback(running.discard)
 
         async def caller(index: int) -> None:
-            while (now := time.monotonic()) < begins_at + seconds:
+            while (now := time.monotonic()) < begins_at + seconds and not self.ended.is_set():
                 if await self.call(index, now) != "OK":
                     await asyncio.sleep(REFUSED_WAIT_S)
 
@@ -115,12 +129,17 @@ class Load:
 
     async def _at(self, begins_at: float, due: list[tuple[float, int]], send: Callable[[int, float], None]) -> None:
         for offset_s, index in due:
-            due_at = begins_at + offset_s
-            if (ahead_s := due_at - time.monotonic()) > 0:
-                await asyncio.sleep(ahead_s)
-            send(index, due_at)
-        if (ahead_s := begins_at + self._order["seconds"] - time.monotonic()) > 0:
-            await asyncio.sleep(ahead_s)
+            if await self._pause(begins_at + offset_s):
+                return
+            send(index, begins_at + offset_s)
+        await self._pause(begins_at + self._order["seconds"])
+
+    async def _pause(self, until: float) -> bool:
+        """Until an instant, or the end; whether it is the end."""
+        if (ahead_s := until - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), ahead_s)
+        return self.ended.is_set()
 
     async def _watch(self) -> None:
         while True:
@@ -129,18 +148,32 @@ class Load:
             self.lag_ms.append(1000 * (time.monotonic() - due_at))
 
 
+def _read(lines: asyncio.Queue[str], loop: asyncio.AbstractEventLoop) -> None:
+    for line in sys.stdin:
+        loop.call_soon_threadsafe(lines.put_nowait, line)
+    loop.call_soon_threadsafe(lines.put_nowait, "")
+
+
 async def serve() -> None:
     """Until stdin ends. Channels are kept, so that no order pays for connecting."""
     channels: dict[str, grpc.aio.Channel] = {}
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    threading.Thread(target=_read, args=(lines, asyncio.get_running_loop()), daemon=True).start()
+    while line := await lines.get():
         order = json.loads(line)
+        if order is None:
+            continue  # what it should end has ended
         addresses = {a for f in order["flows"] for a in (f["address"], f.get("failover")) if a}
         for address in addresses - channels.keys():
             channels[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
         load = Load(order, channels)
         gc.freeze()
-        await load.run()
+        running, told = asyncio.create_task(load.run()), asyncio.create_task(lines.get())
+        await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+        load.ended.set()
+        await running
+        if not told.done():
+            told.cancel()
         print(json.dumps({**load.outcomes, "lag_ms": load.lag_ms}), flush=True)
     for channel in channels.values():
         await channel.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 from rows import percentile
 
+NOT_LET_IN = ("is draining", "failed to connect")  # an executor's own words, and grpc's where nobody listens
 _LAWS: Mapping[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 
 
@@ -23,6 +24,7 @@ class Outcome:
     sent_at: float
     done_at: float
     status: str  # gRPC's name; WRONG: an answer of another size than the flow's first
+    detail: str = ""  # the status's message
 
     @property
     def taken_ms(self) -> float:
@@ -34,10 +36,14 @@ class Outcome:
         return 1000 * (self.sent_at - self.due_at)
 
 
+FIELDS = tuple(field.name for field in fields(Outcome))
+
+
 def outcomes_of(columns: Mapping[str, Sequence[Any]]) -> list[Outcome]:
     """What open_loop.py answered, in order of sending."""
-    names = ("flow", "due_at", "sent_at", "done_at", "status")
-    made = [Outcome(**dict(zip(names, row, strict=True))) for row in zip(*(columns[n] for n in names), strict=True)]
+    made = [
+        Outcome(**dict(zip(FIELDS, values, strict=True))) for values in zip(*(columns[n] for n in FIELDS), strict=True)
+    ]
     return sorted(made, key=lambda o: o.sent_at)
 
 
@@ -70,6 +76,23 @@ def lost(outcomes: Sequence[Outcome]) -> int:
 def in_flight(outcomes: Sequence[Outcome], at: float) -> list[Outcome]:
     """Calls that were sent before an instant and answered after it."""
     return [o for o in outcomes if o.sent_at < at < o.done_at]
+
+
+def left_behind(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Of the calls of an executor that left: what was in flight when it first refused one, and what of that was lost.
+
+    Whoever came later was refused, or found nobody: those did not get in, and their status says so. Any other end than
+    a good one is a request that had got in and was lost.
+    """
+    refused = [o for o in outcomes if o.status == "UNAVAILABLE" and any(w in o.detail for w in NOT_LET_IN)]
+    first_at = min((o.done_at for o in refused), default=float("inf"))
+    bad = [o for o in outcomes if o.status != "OK" and o not in refused]
+    flying = [o for o in in_flight(outcomes, first_at) if o not in refused]
+    return {
+        "in_flight": len(flying),
+        "in_flight_lost": len(bad),
+        "words": dict(Counter(o.detail for o in outcomes if o.status != "OK")),
+    }
 
 
 def statuses(outcomes: Sequence[Outcome]) -> dict[str, int]:

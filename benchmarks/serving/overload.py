@@ -76,7 +76,7 @@ def measure(rounds: int = 5, seconds: float = 2.5) -> dict[str, Any]:
         "rows": [
             row("goodput at 2x / at 1x", ratio, "", law=">=", target=0.9),
             row("refused, p99", refused, "ms", law="<=", target=5.0),
-            row("of it the client's own lag, p99", _median(made, "client_lag", "p99_ms"), "ms"),
+            row("the client's own lag meanwhile, p99", _median(made, "client_lag", "p99_ms"), "ms"),
             row("refused, p50", _median(made, "refused", "p50_ms"), "ms"),
             row("capacity", statistics.median(r["capacity_per_s"] for r in made), "/s"),
         ],

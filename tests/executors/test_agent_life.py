@@ -11,13 +11,14 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from epara_executors.agent.main import AgentOptions
 from epara_executors.infer_client import InferError
 from epara_executors.local import LocalExecutor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from epara_opt.control.ports import Fence
-from epara_opt.errors import FleetError, StaleFence
+from epara_opt.errors import FleetError, InputError, StaleFence
 
 
 def children(executor):
@@ -49,6 +50,12 @@ def test_an_address_in_use_ends_with_status_5_and_names_the_address(echo_edge):
     command = [sys.executable, "-m", "epara_executors.agent", "--server", "c", "--listen", first.address]
     command += ["--state-dir", str(echo_edge.folder / "c"), "--model-root", str(echo_edge.folder), "--worker", "echo"]
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 5
+
+
+def test_a_message_limit_that_grpc_cannot_keep_is_refused(tmp_path):
+    for given in (0, 2048):
+        with pytest.raises(InputError, match=f"max_message_mib: expected 1 to 2047, got {given}"):
+            AgentOptions(server="a", listen="h:0", state_dir=tmp_path, model_root=tmp_path, max_message_mib=given)
 
 
 def test_a_state_directory_in_use_is_refused(echo_edge):
@@ -99,6 +106,29 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process(echo_edge, one
     asking.join()
     np.testing.assert_array_equal(answers[0], ones)
     assert not any(w.is_running() for w in workers)
+
+
+def test_who_comes_while_an_executor_leaves_is_told_so(echo_edge, ones):
+    executor = echo_edge.start("a")
+    echo_edge.apply("a", echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=2000")))
+    client, answers, refusals = echo_edge.client("a"), [], []
+    asking = threading.Thread(target=lambda: answers.append(client.infer("echo", {"x": ones})))
+    asking.start()
+    echo_edge.until(lambda: echo_edge.state("a").replicas[0].queued == 1)
+    executor.process.send_signal(signal.SIGTERM)
+
+    def refused():
+        with pytest.raises(InferError) as caught:
+            client.infer("echo", {"x": ones}, params={"timeout": 1})  # shed until it drains
+        if caught.value.status is grpc.StatusCode.UNAVAILABLE:
+            refusals.append(caught.value.message)
+        return len(refusals) == 5
+
+    echo_edge.until(refused)
+    assert all("executor a is draining" in said for said in refusals)
+    asking.join()
+    assert len(answers) == 1
+    assert executor.stop(timeout_s=30) == 0
 
 
 def test_no_worker_outlives_an_agent_that_was_killed(echo_edge):

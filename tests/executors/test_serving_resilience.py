@@ -46,9 +46,10 @@ def test_outcomes_come_in_order_of_sending(outcomes: ModuleType) -> None:
         "sent_at": [2.5, 1.0],
         "done_at": [3.0, 4.0],
         "status": ["OK", "NO"],
+        "detail": ["", "why"],
     }
     first, second = outcomes.outcomes_of(columns)
-    assert (first.flow, first.taken_ms, first.status) == (1, 3000.0, "NO")
+    assert (first.flow, first.taken_ms, first.status, first.detail) == (1, 3000.0, "NO", "why")
     assert (second.flow, second.taken_ms, second.late_ms) == (0, 500.0, 500.0)
 
 
@@ -83,6 +84,18 @@ def test_a_request_is_lost_by_its_last_call(outcomes: ModuleType) -> None:
     assert outcomes.lost(seen) == 2
     assert outcomes.in_flight(seen, 1.1) == [seen[2]]
     assert outcomes.statuses(seen) == {"UNAVAILABLE": 2, "OK": 1, "WRONG": 1}
+
+
+def test_who_was_not_let_in_is_told_from_who_was_lost(outcomes: ModuleType) -> None:
+    seen = [
+        outcome(outcomes, 1.0, 2.0),  # in flight when the first was refused
+        outcome(outcomes, 1.0, 2.0, "UNAVAILABLE", detail="Socket closed"),  # so was this one, and it was lost
+        outcome(outcomes, 1.4, 1.5, "UNAVAILABLE", detail="executor b is draining"),
+        outcome(outcomes, 1.6, 1.7, "UNAVAILABLE", detail="failed to connect to all addresses"),
+        outcome(outcomes, 1.6, 1.8),  # elsewhere
+    ]
+    left = outcomes.left_behind(seen)
+    assert (left["in_flight"], left["in_flight_lost"]) == (2, 1)
 
 
 def test_a_row_says_whether_its_target_was_met(outcomes: ModuleType) -> None:

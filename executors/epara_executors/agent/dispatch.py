@@ -105,7 +105,10 @@ class Dispatch:
         self.pump()
 
     def finish_at(self, replica: Replica, *, rows: int, due_at: float) -> float:
-        """When a job that came now would be answered by the worker at hand."""
+        """When a job that came now would be answered by the worker at hand.
+
+        Where that would be too late by an old observation alone, this forgets it (`may_forget`) and asks the plan.
+        """
         now = self._loop.time()
         by_token = replica.generates and replica.spec.tpot_ms > 0
         answer = replica.first_s if by_token else replica.batch_s

@@ -277,6 +277,10 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         if files is not None:
             files.leave()
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        # grpc cancels calls that it has read and not handed over when it stops. Until what is in flight has ended they
+        # are handed over, and told that this executor is draining.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(executor.quiet(), options.drain_grace_s)
         await asyncio.gather(server.stop(options.drain_grace_s), *([http.stop()] if http is not None else []))
     finally:
         await server.stop(0)
