@@ -1,6 +1,8 @@
 """The order of a stream's answers, without any executor."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from epara_executors.agent.in_order import InOrder
@@ -116,3 +118,32 @@ def test_a_closed_order_lets_nothing_out():
         assert stream.num_left == 0
 
     run(story)
+
+
+class Owner:
+    """What a frame is: it holds its place, and its place can reach it."""
+
+    def __init__(self, order):
+        self.place = order.enter(self.give_up)
+
+    def give_up(self):
+        return "given up"
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["ended", "closed"])
+def test_a_frame_that_has_left_is_freed_without_the_collector(leaves):
+    async def story(stream):
+        frame = Owner(stream.order)
+        freed = weakref.ref(frame)
+        if leaves:
+            frame.place.end()
+        else:
+            stream.order.close()
+        del frame
+        assert freed() is None
+
+    gc.disable()
+    try:
+        run(story)
+    finally:
+        gc.enable()

@@ -44,6 +44,11 @@ class Frame:
     def respond(self, response: oip.ModelInferResponse) -> None:
         self.place.answer(Response(infer_response=response))
 
+    def end(self) -> None:
+        """Its handler has ended. What pointed back here is let go, so that nothing waits for the collector."""
+        self.place.end()
+        self.ticket = self.task = None
+
     def give_up(self) -> Response:
         """Its deadline has come, and answers of later frames are waiting."""
         if self.ticket is not None:
@@ -95,13 +100,14 @@ class CallStreams:
         """The call is over: its own streams are, too."""
         for order in self._orders.values():
             order.close()
+        self._orders.clear()
         for service in self._owned:
             routing = self._executor.routing.get(service)
             if routing is not None:
                 routing.end_stream(self._own)
 
     def _gone(self, key: tuple[str, str]) -> None:
-        if not len(self._orders[key]):  # names are the client's: none is kept longer than its frames
+        if key in self._orders and not len(self._orders[key]):  # names are the client's: kept as long as frames are
             del self._orders[key]
         self._left()
 

@@ -141,7 +141,7 @@ class DataPlane(GRPCInferenceServiceServicer):
             except Refusal as e:
                 frame.place.answer(stream_error(request, e))
             finally:
-                frame.place.end()
+                frame.end()
 
         async def read_all() -> None:
             try:

@@ -25,7 +25,7 @@ class Place(Generic[A]):
     """One frame's place in the order. Its owner tells the deadline once that is known."""
 
     order: InOrder[A]
-    give_up: Callable[[], A]  # stop working on it; the answer that says so
+    give_up: Callable[[], A] | None  # stop working on it; the answer that says so. None once it has left
     due_at: float | None = None  # of the event loop's clock
     held: list[A] = field(default_factory=list[A])
     ended: bool = False
@@ -73,7 +73,7 @@ class InOrder(Generic[A]):
     def advance(self) -> None:
         """Let out what may go; watch the deadline of what holds up the rest."""
         while self._places and self._places[0].ended:
-            self._places.popleft()
+            self._places.popleft().give_up = None  # its owner holds the place: no cycle is left for the collector
             self._left()
             for answer in self._places[0].held if self._places else ():
                 self.let_out(answer)
@@ -88,12 +88,13 @@ class InOrder(Generic[A]):
 
     def close(self) -> None:
         """The call is over: nothing is let out any more."""
-        self._places.clear()
+        while self._places:
+            self._places.popleft().give_up = None
         if self._timer is not None:
             self._timer.cancel()
 
     def _expire(self, place: Place[A]) -> None:
         self._timer = None
-        if place is self.first and not place.ended:
+        if place is self.first and not place.ended and place.give_up is not None:
             place.answer(place.give_up())
             place.end()

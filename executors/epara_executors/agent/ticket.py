@@ -88,7 +88,7 @@ def open_ticket(
             if not replica.generates:
                 rows = rows_of(model, tensors, replica.loaded.inputs, max_rows=_max_rows(routing))
             break
-    stream, ends_stream = stream_of(params, model=model)
+    stream, ends_stream = stream_of(params, model=model) if params else ("", False)
     now = asyncio.get_running_loop().time()
     timeout_us = integer(params, "timeout", default=0, model=model) if params else 0
     usual_tokens = spec.output_tokens if spec is not None and spec.output_tokens else DEFAULT_MAX_TOKENS
