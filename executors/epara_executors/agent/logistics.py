@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from epara_executors.agent.memory import give_back
+from epara_executors.agent.memory import give_back_soon
 from epara_executors.agent.torch_launcher import in_thread
 from epara_executors.weights.cache import ModelCache
 from epara_executors.weights.fetch import Fetcher, FetchFailed, Fetching, Stopped
@@ -88,7 +88,7 @@ class Logistics:
             return told.detail
         finally:
             del self._tasks[spec.source]
-            await asyncio.to_thread(give_back)
+            give_back_soon()
 
     def observations(self) -> tuple[FetchObservation, ...]:
         """What is on its way, and what could not be had since it was last asked for."""
