@@ -90,6 +90,10 @@ class Logistics:
             told.state, told.detail = "failed", str(e) or "the executor leaves"
             log.warning("%s", told.detail)
             return told.detail
+        except Exception as e:  # nobody foresaw it: the next fetch must not wait for this one
+            told.state, told.detail = "failed", f"model {spec.source}: {type(e).__name__}: {e}"
+            log.exception("%s", told.detail)
+            return told.detail
         finally:
             del self._tasks[spec.source]
             give_back_soon()
