@@ -64,7 +64,7 @@ def test_thirty_neighbours_all_learn_of_each_other_by_eight_questions_a_turn(tmp
             for _ in range(50):  # four turns do (test_policy_offload), unless this machine lets questions time out
                 asked.clear()
                 await asyncio.gather(*(p.turn() for p in peers.values()))
-                assert max(Counter(asked).values()) <= FAN_OUT
+                assert max(Counter(asked).values(), default=0) <= FAN_OUT  # none where this machine let all time out
                 if not num_unheard():
                     break
             assert num_unheard() == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from epara_executors.agent.memory import give_back
+from epara_executors.agent.memory import give_back_soon
 from epara_executors.agent.torch_launcher import in_thread
 from epara_executors.rpc import epara_pb2 as pb
 from epara_executors.rpc.epara_pb2_grpc import ExecutorFilesServicer
@@ -16,7 +16,7 @@ from epara_executors.weights.bucket import TokenBucket
 from epara_executors.weights.files import Manifest
 from epara_executors.weights.offer import NotOffered, Offer
 
-PIECE_BYTES = 2**18
+PIECE_BYTES = 2**16  # larger ones are faster and leave larger holes in the memory of both agents
 MAX_READS = 4  # at the same time; further ones are told to come back
 SLOW_READER_S = 60.0  # without taking a piece: then its place is another's
 HASH_WAIT_S = 1.0  # how long a caller is kept while files are hashed, before it is told how far that is
@@ -72,7 +72,7 @@ class FilePlane(ExecutorFilesServicer):
         finally:
             self._num_reads -= 1
             if self._num_reads == 0:
-                await asyncio.to_thread(give_back)
+                give_back_soon()
 
     async def _send(self, request: pb.ReadRequest, context: Context) -> None:
         try:

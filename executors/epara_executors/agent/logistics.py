@@ -7,12 +7,13 @@ here, and what the latest plan asked for, never leaves the cache.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from epara_executors.agent.memory import give_back
+from epara_executors.agent.memory import give_back_soon
 from epara_executors.agent.torch_launcher import in_thread
 from epara_executors.weights.cache import ModelCache
 from epara_executors.weights.fetch import Fetcher, FetchFailed, Fetching, Stopped
@@ -21,6 +22,8 @@ from epara_opt.control.ports import Fence, FetchObservation, FetchSpec
 from epara_opt.errors import ExecutorRefused
 
 log = logging.getLogger(__name__)
+
+LOOP_PATIENCE_S = 60.0  # of the fetching thread: an event loop that takes longer has ended
 
 
 class Logistics:
@@ -38,6 +41,7 @@ class Logistics:
         needs_files: Callable[[str], bool] = lambda source: True,
     ) -> None:
         """running: sources of all that is loaded or to be loaded. needs_files: of a source. stop: the fetcher's."""
+        self._loop = asyncio.get_running_loop()
         self._server = server
         self._model_root = model_root
         self._cache = cache
@@ -86,9 +90,13 @@ class Logistics:
             told.state, told.detail = "failed", str(e) or "the executor leaves"
             log.warning("%s", told.detail)
             return told.detail
+        except Exception as e:  # nobody foresaw it: the next fetch must not wait for this one
+            told.state, told.detail = "failed", f"model {spec.source}: {type(e).__name__}: {e}"
+            log.exception("%s", told.detail)
+            return told.detail
         finally:
             del self._tasks[spec.source]
-            await asyncio.to_thread(give_back)
+            give_back_soon()
 
     def observations(self) -> tuple[FetchObservation, ...]:
         """What is on its way, and what could not be had since it was last asked for."""
@@ -128,5 +136,7 @@ class Logistics:
         return hub_folder(source) is not None
 
     def _kept(self) -> set[str]:
-        """Called from the fetching thread."""
-        return {*self._running(), *self._asked[1]}
+        """For the fetching thread; looked up on the event loop, where groups come and go."""
+        found: concurrent.futures.Future[set[str]] = concurrent.futures.Future()
+        self._loop.call_soon_threadsafe(lambda: found.set_result({*self._running(), *self._asked[1]}))
+        return found.result(timeout=LOOP_PATIENCE_S)
