@@ -99,7 +99,8 @@ class StageCall:
                         status = await call.code()
                         return Fall(-1, not self._finishing.is_set(), f"{status.name}: {await call.details()}")
                     if beat.ended:
-                        return Fall(beat.status, not self._finishing.is_set(), f"ended with {beat.status}")
+                        words = ", why is on its standard error" if beat.status > 0 else ""
+                        return Fall(beat.status, not self._finishing.is_set(), f"ended with {beat.status}{words}")
                     if beat.pids and not self.started.done():
                         self.started.set_result(tuple(beat.pids))
                     if beat.leaving:

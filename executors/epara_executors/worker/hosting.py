@@ -121,22 +121,26 @@ class Host:
             raise problem or LoadError(f"model {tenant.source}: nothing was loaded")
         if details := [str(r.fields["detail"]) for r in reports if r.fields["detail"]]:
             raise LoadError(details[0])
+        weights = [parameter_bytes(mine.model), *(int(r.fields["parameter_bytes"]) for r in reports)]  # by rank
         meter = PeakMeter(self._device)
         hosted = self._wrap(tenant, mine)
         warm_up(hosted)
         if hosted.generation is not None and hosted.engine is not None and not hosted.generation.packs():
             hosted.engine.scheduler.pass_tokens = 0
-        self._ranks.tell(Frame("weigh", {"replica": tenant.replica}))
-        by_rank = [_weight(mine, meter)]
-        by_rank += [int(r.fields["memory_bytes"]) for r in self._ranks.reports()]
-        firsts, tps = self._ranks.firsts, self._ranks.tps
-        by_stage = tuple(max(by_rank[f : f + n]) for f, n in zip(firsts, tps, strict=True))
         if self._ranks.layers is None:
-            hosted.memory_bytes = max(by_stage)
+            hosted.memory_bytes = max(weights) + _peak_bytes(mine, meter)
         else:
-            hosted.memory_bytes, hosted.stage_bytes = by_stage[0], by_stage
+            hosted.stage_bytes = self._weigh(tenant.replica, weights[0] + _peak_bytes(mine, meter))
+            hosted.memory_bytes = hosted.stage_bytes[0]
         hosted.load_s = time.perf_counter() - started_at
         return hosted
+
+    def _weigh(self, replica: str, mine: int) -> tuple[int, ...]:
+        """Of a chain: bytes per device of each stage, whose ranks have their own layers and caches. (stages,)"""
+        self._ranks.tell(Frame("weigh", {"replica": replica}))
+        by_rank = [mine, *(int(r.fields["memory_bytes"]) for r in self._ranks.reports())]
+        stages = zip(self._ranks.firsts, self._ranks.tps, strict=True)
+        return tuple(max(by_rank[first : first + ranks]) for first, ranks in stages)
 
     def close(self, replica: str) -> None:
         """Forget a tenant on the other ranks; rank 0's own is freed with its `Hosted`."""
@@ -169,7 +173,7 @@ class Host:
                 continue
             held = self._followed[replica]
             if order.type == "weigh":
-                num_bytes = _weight(held, self._meters.pop(replica))
+                num_bytes = parameter_bytes(held.model) + _peak_bytes(held, self._meters.pop(replica))
                 self._ranks.report(Frame("weighed", {"memory_bytes": num_bytes}))
             elif isinstance(held, DecoderPart) and order.type == "resize":
                 held.resize(int(order.fields["blocks"]))
@@ -189,10 +193,10 @@ class Host:
             made = self._open(tenant)
         except (LoadError, ValueError) as error:
             where = f"stage {self._ranks.stage}" if self._ranks.layers is not None else f"rank {self._ranks.rank}"
-            return Frame("opened", {"detail": f"{where}: {error}"})
+            return Frame("opened", {"detail": f"{where}: {error}", "parameter_bytes": 0})
         self._followed[tenant.replica] = made
         self._meters[tenant.replica] = PeakMeter(self._device)
-        return Frame("opened", {"detail": ""})
+        return Frame("opened", {"detail": "", "parameter_bytes": parameter_bytes(made.model)})
 
     def _place(self, source: str) -> str:
         """The source itself, or the folder that was fetched for it."""
@@ -233,12 +237,12 @@ class Host:
         return Hosted(tenant, generation=runner, engine=engine)
 
 
-def _weight(part: OnePassRunner | DecoderPart, meter: PeakMeter) -> int:
-    """Bytes of a device that one rank's part of a tenant takes.
+def _peak_bytes(part: OnePassRunner | DecoderPart, meter: PeakMeter) -> int:
+    """Beside its weights, the most that a rank's part of a tenant has held.
 
     What came from memory that this process had used once before, the meter does not see: a cache is counted.
     """
-    return parameter_bytes(part.model) + max(meter.peak_bytes(), _cache_bytes(part))
+    return max(meter.peak_bytes(), _cache_bytes(part))
 
 
 def _cache_bytes(part: OnePassRunner | DecoderPart) -> int:

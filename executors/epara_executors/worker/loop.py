@@ -210,13 +210,16 @@ class Loop:
                 answer = Answer(sequence.request, code="INTERNAL", message=explained(error))
                 self._answer(sequence.key, replica, [answer], sequence.arrived_at)
             return
+        said: list[Frame] = []  # in one write, so that an iteration wakes the agent once
         for item in emitted:
-            if item.sequence.stream:
-                self._wire.write(_token(replica, item))
+            sequence = item.sequence
+            if sequence.stream:
+                said.append(_token(replica, item))
             if item.done:
-                answer = runner.answer(item.sequence)
-                reason = {"finish_reason": item.sequence.finish_reason}
-                self._answer(item.sequence.key, replica, [answer], item.sequence.arrived_at, reason)
+                reason = {"finish_reason": sequence.finish_reason}
+                said.append(_result(sequence.key, replica, [runner.answer(sequence)], sequence.arrived_at, reason))
+        if said:
+            self._wire.write(*said)
 
     def _measure(self, fields: Mapping[str, Any]) -> None:
         """For the profiler, on a worker of its own: milliseconds of repeated batches or steps."""
@@ -233,35 +236,30 @@ class Loop:
                 samples.append(time.perf_counter() - started_at)
         self._wire.write(Frame("measured", {"samples_ms": [1000 * s for s in samples]}))
 
-    def _answer(
-        self,
-        key: str,
-        replica: str,
-        answers: Sequence[Answer],
-        started_at: float,
-        more: Mapping[str, Any] | None = None,
-    ) -> None:
-        heads: list[dict[str, Any]] = []
-        tensors: list[Tensor] = []
-        counts: list[int] = []
-        for answer in answers:
-            if answer.code:
-                counts.append(0)
-                heads.append({"id": answer.id, "ok": False, "code": answer.code, "message": answer.message})
-                continue
-            made = [from_array(name, array) for name, array in answer.outputs.items()]
-            usage = {"usage": dict(answer.usage)} if answer.usage else {}
-            heads.append({"id": answer.id, "ok": True, "tensors": len(made), **usage, **(more or {})})
-            counts.append(len(made))
-            tensors += made
-        batch_ms = 1000 * (time.perf_counter() - started_at)
-        fields = {"id": key, "replica": replica, "batch_ms": batch_ms, "requests": heads, "counts": counts}
-        self._wire.write(Frame("result", fields, tensors))
+    def _answer(self, key: str, replica: str, answers: Sequence[Answer], started_at: float) -> None:
+        self._wire.write(_result(key, replica, answers, started_at))
 
 
 def explained(error: Exception) -> str:
     """An error of ours as it is; any other with its type."""
     return str(error) if isinstance(error, (LoadError, RequestError)) else f"{type(error).__name__}: {error}"
+
+
+def _result(
+    key: str, replica: str, answers: Sequence[Answer], started_at: float, more: Mapping[str, Any] | None = None
+) -> Frame:
+    heads: list[dict[str, Any]] = []
+    tensors: list[Tensor] = []
+    for answer in answers:
+        if answer.code:
+            heads.append({"id": answer.id, "ok": False, "code": answer.code, "message": answer.message})
+            continue
+        made = [from_array(name, array) for name, array in answer.outputs.items()]
+        usage = {"usage": dict(answer.usage)} if answer.usage else {}
+        heads.append({"id": answer.id, "ok": True, "tensors": len(made), **usage, **(more or {})})
+        tensors += made
+    batch_ms = 1000 * (time.perf_counter() - started_at)
+    return Frame("result", {"id": key, "replica": replica, "batch_ms": batch_ms, "requests": heads}, tensors)
 
 
 def _token(replica: str, item: Emitted) -> Frame:

@@ -46,9 +46,9 @@ class Wire:
             raise Closed("end of stream")
         return self._splitter.feed(data)
 
-    def write(self, frame: Frame) -> None:
-        """Send a whole frame. Raises Closed if nobody is there to take it."""
-        data = encode(frame)
+    def write(self, *frames: Frame) -> None:
+        """Send whole frames, at once. Raises Closed if nobody is there to take them."""
+        data = b"".join(map(encode, frames))
         try:
             with self._lock:
                 self._connection.sendall(data)
