@@ -87,8 +87,11 @@ def run(
         elif event.kind not in (EventKind.OBSERVED, EventKind.PROGRESS):
             err.print(f"{event.kind.value:>12}  {event.message}", highlight=False, markup=False)
 
+    at_once = threading.Event()
+
     def leave(fleet: GrpcFleet) -> None:
         if clock.stopped:
+            at_once.set()
             # Ends the calls under way. On a thread: this one may hold the fleet's lock.
             threading.Thread(target=fleet.close, daemon=True).start()
             raise KeyboardInterrupt
@@ -105,6 +108,8 @@ def run(
             cycle.run(max_cycles=cycles)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        if at_once.is_set():  # raised where Python lets nothing through, in a callback of its collector
+            raise typer.Exit(INTERRUPTED)
 
 
 def history_points(store: Path) -> tuple[HistoryPoint, ...]:

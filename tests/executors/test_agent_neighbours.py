@@ -19,8 +19,8 @@ from epara_opt.policy.offload import FAN_OUT
 class CountingPlane(PeerPlane):
     """The peer plane, which also notes who has asked."""
 
-    def __init__(self, peers, asked):
-        super().__init__(peers)
+    def __init__(self, executor, peers, asked):
+        super().__init__(executor, peers)
         self._asked = asked
 
     async def Sync(self, request, context):  # noqa: N802
@@ -37,7 +37,7 @@ async def neighbourhood(folder, num):
         executors[name] = Executor(name, launcher=EchoLauncher(), store=stores[-1], socket_dir=folder, max_devices={})
         peers[name] = Peers(executors[name])
         server = grpc.aio.server()
-        add_ExecutorPeerServicer_to_server(CountingPlane(peers[name], asked), server)
+        add_ExecutorPeerServicer_to_server(CountingPlane(executors[name], peers[name], asked), server)
         addresses[name] = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         servers.append(server)

@@ -335,4 +335,4 @@ def test_it_is_profiled_on_one_device_and_on_no_more(launcher: Launcher) -> None
         )
     )
     assert [(r.tp, r.batch) for r in rows] == [(1, 1), (1, 4)]
-    assert "skipped, model tiny-mlp: exported programs run on one device only" in told[-1].what
+    assert "skipped, model tiny-mlp: exported programs run on one device only" in told[-1].text

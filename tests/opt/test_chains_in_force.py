@@ -116,11 +116,11 @@ def test_further_stages_are_prepared_first_and_retired_last(plan: Plan, fleet: F
     assert fleet.broken_laws == []
 
 
-@pytest.mark.parametrize("call", range(6))
+@pytest.mark.parametrize("call", range(8))
 def test_what_fails_half_way_leaves_nothing_of_it_anywhere(plan: Plan, fleet: FakeFleet, bring: Any, call: int) -> None:
-    """Prepare at b, at a; commits of all: whichever fails, everything is taken back."""
+    """Models at a and b; prepare at b, at a; commits of all: whichever fails, everything is taken back."""
     fleet.fail_at(call, lambda server: ExecutorRefused(server, "not today"))
-    if call < 5:
+    if call < 7:
         with pytest.raises(ExecutorRefused, match="not today"):
             bring(plan)
         assert all(e.loaded == {} and not e.live() for e in fleet.executors.values())
