@@ -40,9 +40,7 @@ class RankSpec:
     model_root: str
     threads: int
     rendezvous: str = ""  # a file that does not exist yet; for groups of several ranks
-    chain: Mapping[str, Any] | None = (
-        None  # of a group over several servers, in place of rendezvous: see worker/chain.py
-    )
+    chain: Mapping[str, Any] | None = None  # of a group over several servers, in place of rendezvous: a `Chain`
 
 
 def run_rank(spec: RankSpec) -> int:
