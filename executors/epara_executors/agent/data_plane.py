@@ -79,7 +79,7 @@ class DataPlane(GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:  # noqa: N802
         try:
-            passport = Passport.from_metadata(_metadata(context))
+            passport = _passport(context)
             response = await self._handler.infer(request, passport, call_remaining_s=context.time_remaining())
         except Refusal as e:
             await _abort(context, e)
@@ -92,7 +92,7 @@ class DataPlane(GRPCInferenceServiceServicer):
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Requests are handled as they come, side by side; responses go out as they are made, matched by id."""
         try:
-            passport = Passport.from_metadata(_metadata(context))
+            passport = _passport(context)
         except Refusal as e:
             await _abort(context, e)
         outbox: asyncio.Queue[oip.ModelStreamInferResponse | None] = asyncio.Queue()
@@ -163,8 +163,10 @@ class DataPlane(GRPCInferenceServiceServicer):
         return routing
 
 
-def _metadata(context: Context) -> dict[str, str]:
-    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+def _passport(context: Context) -> Passport:
+    """Raises BadRequest where another executor's keys do not hold what they must."""
+    keys = {k: v for k, v in context.invocation_metadata() or () if k.startswith(Passport.PREFIX)}
+    return Passport.from_metadata(keys) if keys else Passport.ENTRY
 
 
 async def _abort(context: Context, refusal: Refusal) -> NoReturn:

@@ -36,6 +36,8 @@ _CONTENTS_OF = {
 
 def parameters_of(request: oip.ModelInferRequest, *, generates: bool) -> dict[str, Scalar]:
     """The request's parameters as plain values; unknown ones are refused by name."""
+    if not request.parameters:
+        return {}
     known = GENERAL_PARAMETERS | (GENERATION_PARAMETERS if generates else frozenset())
     found: dict[str, Scalar] = {}
     for key, value in request.parameters.items():
@@ -64,23 +66,23 @@ def inputs_of(request: oip.ModelInferRequest, declared: Sequence[TensorDecl]) ->
     A model may take its input in several forms (text, or token ids); which together make one, its runner knows.
     """
     model = request.model_name
-    given = {t.name: i for i, t in enumerate(request.inputs)}
-    if len(given) != len(request.inputs):
+    inputs = request.inputs
+    given = {t.name: i for i, t in enumerate(inputs)}
+    if len(given) != len(inputs):
         raise BadRequest(f"{model}: inputs: expected distinct names")
-    known = {name for name, _, _ in declared}
-    extra = sorted(given.keys() - known)
-    if extra or not given:
+    if not given or not given.keys() <= {name for name, _, _ in declared}:
+        extra = sorted(given.keys() - {name for name, _, _ in declared})
         expected = ", ".join(f"{n} {d} {list(s)}" for n, d, s in declared)
         raise BadRequest(f"{model}: inputs: expected of {expected}; got {', '.join(extra) or 'none'}")
     raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise BadRequest(f"{model}: raw_input_contents: expected {len(request.inputs)} (one per input), got {len(raw)}")
+    if raw and len(raw) != len(inputs):
+        raise BadRequest(f"{model}: raw_input_contents: expected {len(inputs)} (one per input), got {len(raw)}")
     tensors: list[Tensor] = []
     for name, datatype, shape in declared:
         if name not in given:
             continue
         at = given[name]
-        tensor = request.inputs[at]
+        tensor = inputs[at]
         if tensor.datatype != datatype:
             raise BadRequest(f"{model}: input {name}: expected datatype {datatype}, got {tensor.datatype or 'none'}")
         got = tuple(tensor.shape)
@@ -127,9 +129,9 @@ def _typed(model: str, tensor: oip.ModelInferRequest.InferInputTensor) -> bytes:
 
 def rows_of(model: str, tensors: Sequence[Tensor], declared: Sequence[TensorDecl], *, max_rows: int) -> int:
     """Rows that a request adds to a batch: the leading dimension where that is variable, else 1."""
-    batched = {name for name, _, shape in declared if shape and shape[0] == -1}
+    batched = [name for name, _, shape in declared if shape and shape[0] == -1]
     leading = {t.name: t.shape[0] for t in tensors if t.name in batched}
-    if len(set(leading.values())) > 1:
+    if len(leading) > 1 and len(set(leading.values())) > 1:
         raise BadRequest(f"{model}: expected one leading dimension for all inputs, got {leading}")
     rows = next(iter(leading.values()), 1)
     if rows > max_rows:
@@ -139,6 +141,8 @@ def rows_of(model: str, tensors: Sequence[Tensor], declared: Sequence[TensorDecl
 
 def outputs_of(request: oip.ModelInferRequest, declared: Sequence[TensorDecl]) -> tuple[str, ...]:
     """Names of the outputs that the request wants; empty: all."""
+    if not request.outputs:
+        return ()
     known = [name for name, _, _ in declared]
     for wanted in request.outputs:
         if wanted.name not in known:
@@ -153,13 +157,17 @@ def response_of(
     request: oip.ModelInferRequest, tensors: Sequence[Tensor], params: Mapping[str, Scalar] | None = None
 ) -> oip.ModelInferResponse:
     """Output tensors as raw contents: all, or those the request names."""
-    by_name = {t.name: t for t in tensors}
-    wanted = [o.name for o in request.outputs if o.name in by_name] or list(by_name)
-    response = oip.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
-    for name in wanted:
-        tensor = by_name[name]
-        response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
-        response.raw_output_contents.append(tensor.data)
+    if request.outputs:
+        by_name = {t.name: t for t in tensors}
+        tensors = [by_name[o.name] for o in request.outputs if o.name in by_name] or tensors
+    response = oip.ModelInferResponse(
+        model_name=request.model_name,
+        model_version="1",
+        id=request.id,
+        raw_output_contents=[t.data for t in tensors],
+    )
+    for tensor in tensors:
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for key, value in (params or {}).items():
         set_parameter(response.parameters[key], value)
     return response

@@ -172,6 +172,7 @@ class DeviceGroup:
         self._link = link
         self._tenancy.attach(link)
         self._work.attach(link)
+        link.listen(self._on_frame)
         self.state, self.detail = "ready", ""
         if not self._settled.done():
             self._settled.set_result(None)
@@ -180,9 +181,7 @@ class DeviceGroup:
         ready_at = self._loop.time()
         watching = asyncio.create_task(self._watch(link), name=f"watch {self.spec.group}")
         try:
-            while (frame := await link.read()) is not None:
-                self._on_frame(frame)
-                self._work.pump()
+            await link.left
         finally:
             watching.cancel()
             self._link = None
@@ -311,12 +310,14 @@ class DeviceGroup:
         return self._work.queued(replica)
 
     def _on_frame(self, frame: Frame) -> None:
+        if frame.type == "token":
+            self._work.on_token(frame.fields)
+            return
         if frame.type == "result":
             self._work.on_result(frame.fields, frame.tensors)
-        elif frame.type == "token":
-            self._work.on_token(frame.fields)
         elif frame.type in ("loaded", "refused", "ready"):
             self._tenancy.on_frame(frame)
         elif frame.type == "failed":
             self.detail = str(frame.fields.get("detail", ""))
             log.error("group %s: worker failed: %s", self.spec.group, frame.fields.get("detail"))
+        self._work.pump()

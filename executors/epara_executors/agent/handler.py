@@ -99,7 +99,9 @@ class RequestHandler:
             if passport.is_entry:
                 self._count_unknown(request.model_name)
             raise
-        counters = self._executor.counters.setdefault(request.model_name, ServiceCounters(request.model_name))
+        counters = self._executor.counters.get(request.model_name)
+        if counters is None:
+            counters = self._executor.counters[request.model_name] = ServiceCounters(request.model_name)
         if not passport.is_entry:
             return await self._try_targets(ticket, counters)
         counters.arrived += 1
@@ -261,7 +263,7 @@ class RequestHandler:
             service=ticket.routing.service,
             rows=ticket.rows,
             tensors=tensors,
-            params={k: v for k, v in ticket.params.items() if k in GENERATION_PARAMETERS and target.replica.generates},
+            params=_for_model(ticket.params, target.replica),
             outputs=outputs_of(ticket.request, loaded.outputs),
             queued_at=asyncio.get_running_loop().time(),
             due_at=ticket.due_at,
@@ -302,16 +304,28 @@ class RequestHandler:
         return None
 
 
+def _for_model(params: Mapping[str, Scalar], replica: Replica) -> Mapping[str, Scalar]:
+    """What of a request's parameters the model itself is told."""
+    if not params or not replica.generates:
+        return {}
+    return {k: v for k, v in params.items() if k in GENERATION_PARAMETERS}
+
+
 async def _answered(job: Job, target: _Here) -> Answer:
     """Wait for the answer, at most until the hard deadline. Whoever leaves early gives the place free."""
+    alarm = asyncio.get_running_loop().call_at(job.hard_at, _expire, job, target)  # leaner than asyncio.timeout_at
     try:
-        async with asyncio.timeout_at(job.hard_at):
-            return await job.answer
-    except TimeoutError:
-        raise TooLate(f"{job.service}: not answered by its deadline") from None
+        return await job.answer
     finally:
-        if job.answer.cancelled() or not job.answer.done():
+        alarm.cancel()
+        if job.answer.cancelled():
             target.group.withdraw(target.replica, job)
+
+
+def _expire(job: Job, target: _Here) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(TooLate(f"{job.service}: not answered by its deadline"))
+        target.group.withdraw(target.replica, job)
 
 
 def _token_response(request: oip.ModelInferRequest, token: Token) -> oip.ModelInferResponse:

@@ -159,6 +159,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     from epara_executors.agent.persistence import CommittedStore
     from epara_executors.agent.state import StateReader
     from epara_executors.rpc import epara_pb2_grpc, open_inference_pb2_grpc
+    from epara_executors.rpc.by_name import ByName
     from epara_executors.rpc.reflect import add_reflection
 
     devices = parse_devices(options.devices) if options.devices else find_devices()
@@ -179,15 +180,16 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     server = grpc.aio.server(options=message_limits)
     health_aio: Any = grpc_health.aio  # pyright: ignore[reportAttributeAccessIssue]  imported only beside grpc.aio
     health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    named: Any = ByName(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, named)
     await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     control = ControlPlane(executor, peers, reader, devices=devices, leave=leave.set)
     add: Any = open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
-    add(DataPlane(executor, handler, peers), server)
+    add(DataPlane(executor, handler, peers), named)
     add = epara_pb2_grpc.add_ExecutorControlServicer_to_server
-    add(control, server)
+    add(control, named)
     add = epara_pb2_grpc.add_ExecutorPeerServicer_to_server
-    add(PeerPlane(executor, peers), server)
+    add(PeerPlane(executor, peers), named)
     add_reflection(server)
     background: list[asyncio.Task[Any]] = []
     http: HttpServer | None = None

@@ -18,6 +18,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import grpc
 
@@ -131,6 +132,8 @@ class Passport:
     visited: tuple[str, ...] = ()
     remaining_ms: float | None = None  # set by the sender; None at the entry
 
+    ENTRY: ClassVar[Passport]  # of a client's request
+    PREFIX = "epara-"
     HOPS_KEY = "epara-hops"
     VISITED_KEY = "epara-visited"
     DEADLINE_KEY = "epara-deadline-ms"
@@ -160,3 +163,6 @@ class Passport:
             (self.VISITED_KEY, ",".join(dict.fromkeys((*self.visited, server)))),
             (self.DEADLINE_KEY, f"{remaining_ms:.3f}"),
         )
+
+
+Passport.ENTRY = Passport()

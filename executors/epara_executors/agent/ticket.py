@@ -88,9 +88,9 @@ def open_ticket(
             break
     stream = params.get("stream", "")
     now = asyncio.get_running_loop().time()
-    timeout_us = integer(params, "timeout", default=0, model=model)
+    timeout_us = integer(params, "timeout", default=0, model=model) if params else 0
     usual_tokens = spec.output_tokens if spec is not None and spec.output_tokens else DEFAULT_MAX_TOKENS
-    tokens = integer(params, "max_tokens", default=usual_tokens, model=model)
+    tokens = integer(params, "max_tokens", default=usual_tokens, model=model) if params else usual_tokens
     pace_ms = tpot_ms * tokens
     objective_ms = deadline_ms or DEFAULT_DEADLINE_MS
     if passport.remaining_ms is not None:

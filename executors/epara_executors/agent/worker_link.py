@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from epara_executors.worker import frames
-from epara_executors.worker.frames import Frame, Tensor
+from epara_executors.worker.frames import Frame, Splitter, Tensor, encode
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 120.0  # importing torch on a loaded small box takes long
 STOP_GRACE_S = 5.0
 LAST_WORDS_S = 0.2
-_BUFFER_BYTES = 2**22
 
 
 class WorkerHandle(Protocol):
@@ -86,109 +85,133 @@ class Loaded:
         )
 
 
-@dataclass(slots=True)
-class WorkerLink:
-    """A connected worker that has loaded its group."""
+class WorkerLink(asyncio.Protocol):
+    """A connected worker. Its frames are handed over as they are read, in the same turn of the loop."""
 
-    handle: WorkerHandle
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    ended: asyncio.Future[int]
-    loaded: dict[str, Loaded] = field(default_factory=dict[str, Loaded])
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.loaded: dict[str, Loaded] = {}
+        self.ended: asyncio.Future[int] = loop.create_future()  # exit status of its processes
+        self.left: asyncio.Future[None] = loop.create_future()  # the socket is closed: no more frames will come
+        self._handle: WorkerHandle | None = None
+        self._connected: asyncio.Future[None] = loop.create_future()
+        self._ready: asyncio.Future[None] = loop.create_future()  # it has loaded its group, or said why not
+        self._ready.add_done_callback(lambda f: f.cancelled() or f.exception())  # seen, even if nobody asks
+        self._transport: asyncio.Transport | None = None
+        self._splitter = Splitter()
+        self._on_frame: Callable[[Frame], None] = self._on_load_frame
 
     @staticmethod
     async def open(launcher: WorkerLauncher, group: dict[str, Any], socket_path: Path) -> WorkerLink:
         """Launch, connect, load. Raises LoadFailed; then nothing of it is left running."""
         socket_path.unlink(missing_ok=True)
-        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
-        connected = asyncio.get_running_loop().create_future()
-
-        def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if connected.done():
-                writer.close()
-            else:
-                connected.set_result((reader, writer))
-
-        listener = await asyncio.start_unix_server(on_connect, str(socket_path), limit=_BUFFER_BYTES)
-        handle: WorkerHandle | None = None
-        link: WorkerLink | None = None
+        link = WorkerLink()
+        protocols = itertools.chain([link], iter(_TurnedAway, None))
+        listener = await asyncio.get_running_loop().create_unix_server(lambda: next(protocols), str(socket_path))
         try:
-            handle = await launcher.launch(group, str(socket_path))
-            ended = asyncio.ensure_future(handle.wait())
-            await asyncio.wait({connected, ended}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not connected.done():
+            link._handle = await launcher.launch(group, str(socket_path))
+            link.ended = asyncio.ensure_future(link._handle.wait())
+            ways = {link._connected, link.ended}
+            await asyncio.wait(ways, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not link._connected.done():
                 raise LoadFailed(
-                    f"worker exited with {ended.result()} before it connected"
-                    if ended.done()
+                    f"worker exited with {link.ended.result()} before it connected"
+                    if link.ended.done()
                     else f"worker did not connect within {CONNECT_TIMEOUT_S:.0f} s"
                 )
-            link = WorkerLink(handle, *connected.result(), ended=ended)
-            ended.add_done_callback(link._abort_soon)
-            await link._load(group)
+            link.ended.add_done_callback(link._abort_soon)
+            link.send(Frame("load", group))
+            await asyncio.wait({link._ready, link.left}, return_when=asyncio.FIRST_COMPLETED)
+            if not link._ready.done():
+                raise LoadFailed(f"worker left while loading {group['group']}")
+            link._ready.result()
+            if missing := {t["replica"] for t in group["tenants"]} - link.loaded.keys():
+                raise LoadFailed(f"worker is ready but never loaded {', '.join(sorted(missing))}")
         except BaseException as e:
-            if link is not None:
+            if link._handle is not None:
                 await link.close(grace_s=0.0)
-            elif handle is not None:
-                handle.kill()
-                await handle.wait()
             if isinstance(e, OSError):
                 raise LoadFailed(f"worker could not be started: {e}") from e
-            if isinstance(e, LoadFailed) and handle is not None and handle.why:
-                raise LoadFailed(f"{handle.why} while it loaded") from e
+            if isinstance(e, LoadFailed) and link._handle is not None and link._handle.why:
+                raise LoadFailed(f"{link._handle.why} while it loaded") from e
             raise
         finally:
             listener.close()
             socket_path.unlink(missing_ok=True)
         return link
 
-    async def _load(self, group: dict[str, Any]) -> None:
-        self.send(Frame("load", group))
-        while True:
-            frame = await self.read()
-            if frame is None:
-                raise LoadFailed(f"worker left while loading {group['group']}")
-            if frame.type == "loaded":
-                try:
-                    tenant = Loaded.from_fields(frame.fields)
-                except (KeyError, ValueError, TypeError) as e:
-                    raise LoadFailed(f"worker's loaded frame is malformed: {e!r}") from e
-                self.loaded[tenant.replica] = tenant
-            elif frame.type == "failed":
-                raise LoadFailed(str(frame.fields.get("detail", "no detail given")))
-            elif frame.type == "ready":
-                break
-        missing = {t["replica"] for t in group["tenants"]} - self.loaded.keys()
-        if missing:
-            raise LoadFailed(f"worker is ready but never loaded {', '.join(sorted(missing))}")
+    @property
+    def handle(self) -> WorkerHandle:
+        """Its processes."""
+        if self._handle is None:
+            raise RuntimeError("expected a link that was opened")
+        return self._handle
+
+    def listen(self, on_frame: Callable[[Frame], None]) -> None:
+        """Where frames go from now on. Until then, those that tell of loading are taken in and others dropped."""
+        self._on_frame = on_frame
 
     def send(self, frame: Frame) -> None:
         """Hand a frame to the socket. What is in flight is bounded by the group, so nothing waits here."""
-        if not self.writer.is_closing():
-            self.writer.write(frames.encode(frame))
-
-    async def read(self) -> Frame | None:
-        """The next frame; None when the worker has left, by socket or by process (any rank)."""
-        try:
-            return await frames.read(self.reader)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        except (ValueError, KeyError, TypeError) as e:
-            log.error("worker %d broke the frame protocol: %s", self.handle.pid, e)
-            return None
-
-    def _abort_soon(self, _: asyncio.Future[int]) -> None:
-        """A rank has ended: what rank 0 still said may be on its way, then the link is over."""
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self.writer.transport.abort)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(frame))
 
     async def close(self, *, grace_s: float = STOP_GRACE_S) -> None:
         """Ask it to stop; after the grace close the socket and kill. Returns when no process is left."""
         if grace_s > 0 and not self.ended.done():
             self.send(Frame("stop"))
             await asyncio.wait({self.ended}, timeout=grace_s)
-        self.writer.close()
+        if self._transport is not None:
+            self._transport.close()
         if not self.ended.done():
             self.handle.kill()
         await asyncio.shield(self.ended)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._connected.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._splitter.feed(data):
+                self._on_frame(frame)
+        except (ValueError, KeyError, TypeError) as e:
+            log.error("worker %d broke the frame protocol: %s", self.handle.pid, e)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.left.done():
+            self.left.set_result(None)
+
+    def _on_load_frame(self, frame: Frame) -> None:
+        if self._ready.done():
+            return
+        if frame.type == "loaded":
+            try:
+                tenant = Loaded.from_fields(frame.fields)
+            except (KeyError, ValueError, TypeError) as e:
+                self._ready.set_exception(LoadFailed(f"worker's loaded frame is malformed: {e!r}"))
+                return
+            self.loaded[tenant.replica] = tenant
+        elif frame.type == "failed":
+            self._ready.set_exception(LoadFailed(str(frame.fields.get("detail", "no detail given"))))
+        elif frame.type == "ready":
+            self._ready.set_result(None)
+
+    def _abort_soon(self, _: asyncio.Future[int]) -> None:
+        """A rank has ended: what rank 0 still said may be on its way, then the link is over."""
+        if self._transport is not None:
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._transport.abort)
+
+
+class _TurnedAway(asyncio.Protocol):
+    """Whoever connects beside the one worker."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
 
 
 def tensors_by_count(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:

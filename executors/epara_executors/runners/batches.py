@@ -101,7 +101,11 @@ class OnePassRunner(ABC):
         if self.announce is not None:
             self.announce(joined)
         with torch.inference_mode():
-            # Frames are read-only buffers; torch wants to own what it may write.
-            inputs = {name: torch.from_numpy(np.array(array)).to(self.device) for name, array in joined.items()}
+            inputs = {name: torch.from_numpy(writable(array)).to(self.device) for name, array in joined.items()}
             made = self.forward(inputs)
             return {name: tensor.cpu().numpy() for name, tensor in made.items()}
+
+
+def writable(array: Array) -> Array:
+    """Frames are read-only buffers, and torch wants to own what it may write; joined arrays are fresh already."""
+    return array if array.flags.writeable else np.array(array)

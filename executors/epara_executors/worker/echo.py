@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -35,8 +35,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 
 from epara_executors.tensors import from_array, to_array
-from epara_executors.worker import frames
-from epara_executors.worker.frames import Frame, Tensor
+from epara_executors.worker.frames import Frame, Splitter, Tensor, encode
 
 CRASH_STATUS = 70
 MEMORY_BYTES = 2**20
@@ -100,8 +99,7 @@ class EchoWorker:
         """Until told to stop, or the agent is gone. Returns the exit status."""
         running = asyncio.create_task(self._run_batches())
         try:
-            while True:
-                frame = await frames.read(self._reader)
+            async for frame in self._frames():
                 if frame.type == "load":
                     if self._tenants:
                         self._loads.append(asyncio.create_task(self._load_beside(frame.fields)))
@@ -120,13 +118,20 @@ class EchoWorker:
                     await asyncio.gather(*self._generations.values(), return_exceptions=True)
                     await self._writer.drain()
                     return 0
-        except (asyncio.IncompleteReadError, ConnectionError):
             return 0  # the agent left: so do we
+        except ConnectionError:
+            return 0
         finally:
             running.cancel()
 
+    async def _frames(self) -> AsyncIterator[Frame]:
+        splitter = Splitter()
+        while data := await self._reader.read(2**18):
+            for frame in splitter.feed(data):
+                yield frame
+
     def _send(self, frame: Frame) -> None:
-        self._writer.write(frames.encode(frame))
+        self._writer.write(encode(frame))
 
     async def _load(self, fields: Mapping[str, Any]) -> bool:
         for raw in fields["tenants"]:

@@ -1,9 +1,9 @@
 """The local protocol between an agent and the worker that is rank 0 of a device group.
 
-A Unix socket carries frames. A frame is a 4-byte little-endian header length, a JSON header, then the raw bytes
-of the tensors in the header's order (row-major, little-endian; BYTES elements each prefixed by a 4-byte
-length). No pickle: a worker reads only what is here. The agent listens, rank 0 connects. Every message is a header
-`{"type": ..., "tensors": [[name, datatype, shape, num_bytes] ...], ...}`; `tensors` may be absent.
+A Unix socket carries frames. A frame is two little-endian lengths (4 bytes: of the header, 8 bytes: of the tensors
+together), a header in MessagePack, then the raw bytes of the tensors in the header's order (row-major, little-endian;
+BYTES elements each prefixed by a 4-byte length). No pickle: a worker reads only what is here. The agent listens, rank
+0 connects. A header is `[type, {fields}, [[name, datatype, shape, num_bytes] ...]]`.
 
 Agent to worker
   load    {group, device_kind, devices, tp, pp, tenants: [{replica, service, source, task, batch, frames,
@@ -42,18 +42,20 @@ fails what it had in flight; the agent retries that elsewhere if its deadline al
 
 from __future__ import annotations
 
-import asyncio
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
+
+import msgspec
 
 MAX_HEADER_BYTES = 64 * 2**20
-_LENGTH = struct.Struct("<I")
+_PREFIX = struct.Struct("<IQ")
+_to_header = msgspec.msgpack.Encoder().encode
+_of_header = msgspec.msgpack.Decoder(tuple[str, dict[str, Any], list[tuple[str, str, tuple[int, ...], int]]]).decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tensor:
     """A named array in Open Inference Protocol terms. BYTES elements are each prefixed by a 4-byte length."""
 
@@ -63,7 +65,7 @@ class Tensor:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     type: str
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -72,28 +74,67 @@ class Frame:
 
 def encode(frame: Frame) -> bytes:
     """The whole frame as bytes."""
-    heads = [[t.name, t.datatype, list(t.shape), len(t.data)] for t in frame.tensors]
-    header = json.dumps({**frame.fields, "type": frame.type, "tensors": heads}, separators=(",", ":")).encode()
-    return b"".join((_LENGTH.pack(len(header)), header, *(t.data for t in frame.tensors)))
+    sizes = [len(t.data) for t in frame.tensors]
+    heads = [(t.name, t.datatype, t.shape, n) for t, n in zip(frame.tensors, sizes, strict=True)]
+    header = _to_header((frame.type, frame.fields, heads))
+    return b"".join((_PREFIX.pack(len(header), sum(sizes)), header, *(t.data for t in frame.tensors)))
 
 
-def header_length(prefix: bytes) -> int:
-    """Length of the header that follows a 4-byte prefix. Raises ValueError when it cannot be one."""
-    (length,) = _LENGTH.unpack(prefix)
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"frame header: expected <= {MAX_HEADER_BYTES} bytes, got {length}")
-    return int(length)
+class Splitter:
+    """Cuts a stream of bytes, fed as it comes, into frames."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # the beginning of the next frame
+        self._needed = _PREFIX.size  # bytes until the next frame, or its lengths, are whole
+
+    @property
+    def missing(self) -> int:
+        """Bytes until more can be said: a good size for the next read, where it is large."""
+        return self._needed - len(self._rest)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the stream stands between two frames."""
+        return not self._rest
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Frames that are complete now. Raises ValueError for what cannot be one; then the stream is lost."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
+        frames: list[Frame] = []
+        at, end = 0, len(data)
+        while at < end:
+            begin = at + _PREFIX.size
+            if begin > end:
+                self._needed = _PREFIX.size
+                break
+            header_bytes, tensor_bytes = _PREFIX.unpack_from(data, at)
+            if header_bytes > MAX_HEADER_BYTES:
+                raise ValueError(f"frame header: expected <= {MAX_HEADER_BYTES} bytes, got {header_bytes}")
+            after = begin + header_bytes + tensor_bytes
+            if after > end:
+                self._needed = after - at
+                break
+            frames.append(_decode(data, begin, begin + header_bytes, after))
+            at = after
+        else:
+            self._needed = _PREFIX.size
+        if at < end:
+            self._rest += data[at:] if at else data
+        return frames
 
 
-def decode_header(header: bytes) -> tuple[str, dict[str, Any], list[tuple[str, str, tuple[int, ...], int]]]:
-    """Type, fields, and (name, datatype, shape, num_bytes) of each tensor that follows."""
-    fields = cast("dict[str, Any]", json.loads(header))
-    heads = [(n, d, tuple(s), b) for n, d, s, b in fields.pop("tensors", [])]
-    return fields.pop("type"), fields, heads
-
-
-async def read(reader: asyncio.StreamReader) -> Frame:
-    """The next frame. Raises asyncio.IncompleteReadError when the other side has left."""
-    name, fields, heads = decode_header(await reader.readexactly(header_length(await reader.readexactly(4))))
-    tensors = [Tensor(n, d, s, await reader.readexactly(b)) for n, d, s, b in heads]
+def _decode(data: bytes, begin: int, at: int, end: int) -> Frame:
+    """The frame whose header is data[begin:at] and whose tensors are data[at:end]."""
+    name, fields, heads = _of_header(memoryview(data)[begin:at])
+    tensors: list[Tensor] = []
+    for tensor, datatype, shape, num_bytes in heads:
+        tensors.append(Tensor(tensor, datatype, shape, data[at : at + num_bytes]))
+        at += num_bytes
+    if at != end:
+        raise ValueError(f"frame {name}: expected tensors of {end} bytes in all, got {at}")
     return Frame(name, fields, tensors)

@@ -7,14 +7,12 @@ nobody waits for more than one piece of every other tenant: the rule by which th
 
 from __future__ import annotations
 
-import os
-import queue
 import statistics
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epara_executors.runners.arrays import from_array, to_array
@@ -22,7 +20,8 @@ from epara_executors.runners.contract import Answer, LoadError, Request, Request
 from epara_executors.worker.engine import Emitted
 from epara_executors.worker.frames import Frame, Tensor
 from epara_executors.worker.hosting import Host, Hosted, Tenant, run_steps
-from epara_executors.worker.wire import Closed, Wire
+from epara_executors.worker.inbox import Inbox
+from epara_executors.worker.wire import Wire
 
 
 class Loop:
@@ -33,7 +32,7 @@ class Loop:
         self._wire = wire
         self._host = host
         self._loads_beside = loads_beside
-        self._inbox: queue.SimpleQueue[Frame | Callable[[], None]] = queue.SimpleQueue()
+        self._inbox = Inbox(wire)
         self._hosted: dict[str, Hosted] = {}
         self._batches: deque[Frame] = deque()
         self._turns: deque[str] = deque([""])  # "" stands for the queue of batches
@@ -42,36 +41,18 @@ class Loop:
 
     def run(self) -> None:
         """Serve until told to stop. The end of the socket ends the process at once, mid-batch if need be."""
-        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        self._inbox.watch()
         while not (self._stopping and self._idle and not self._loading):
-            self._take_in(block=self._idle)
+            for item in self._inbox.take(block=self._idle):
+                if isinstance(item, Frame):
+                    self._take(item)
+                else:
+                    item()
             self._turn()
 
     @property
     def _idle(self) -> bool:
         return not self._batches and all(h.engine is None or h.engine.idle for h in self._hosted.values())
-
-    def _listen(self) -> None:
-        try:
-            while True:
-                self._inbox.put(self._wire.read())
-        except (Closed, ValueError, KeyError):
-            os._exit(3)
-
-    def _take_in(self, *, block: bool) -> None:
-        """Everything that has come; wait for the first if there is nothing else to do."""
-        while True:
-            try:
-                item = self._inbox.get(block=block)
-            except queue.Empty:
-                return
-            block = False
-            if callable(item):
-                item()
-            else:
-                self._take(item)
-            if self._stopping and self._inbox.empty():
-                return
 
     def _take(self, frame: Frame) -> None:
         match frame.type:
@@ -130,10 +111,10 @@ class Loop:
                 hosted = self._host.host(tenant)
             except Exception as error:
                 detail = explained(error)
-                self._inbox.put(lambda replica=tenant.replica, detail=detail: self._refuse(replica, detail))
+                self._inbox.call(lambda replica=tenant.replica, detail=detail: self._refuse(replica, detail))
             else:
-                self._inbox.put(lambda hosted=hosted: self._enter(hosted))
-        self._inbox.put(self._loaded_beside)
+                self._inbox.call(lambda hosted=hosted: self._enter(hosted))
+        self._inbox.call(self._loaded_beside)
 
     def _refuse(self, replica: str, detail: str) -> None:
         self._wire.write(Frame("refused", {"replica": replica, "detail": detail}))

@@ -1,7 +1,7 @@
 """The processes of one device group and how they talk. Ranks go stage by stage: those of the first stage first.
 
-Rank 0 alone speaks to the agent. It tells the others what to do in frames (JSON and raw tensors, no pickle), which
-they hear in order; activations flow from stage to stage, logits from the last stage to rank 0. gloo carries it on
+Rank 0 alone speaks to the agent. It tells the others what to do in frames (no pickle), which they hear in order;
+activations flow from stage to stage, logits from the last stage to rank 0. gloo carries it on
 CPUs, gloo for the frames and NCCL for the tensors on GPUs.
 
 The stages of a chain (`worker/chain.py`) stand at several servers, may have unlike numbers of ranks, and find each

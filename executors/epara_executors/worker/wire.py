@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 
-from epara_executors.worker.frames import Frame, Tensor, decode_header, encode, header_length
+from epara_executors.worker.frames import Frame, Splitter, encode
+
+_READ_BYTES = 2**16
+_MOST_AT_ONCE = 2**20
 
 
 class Closed(Exception):
@@ -13,16 +17,34 @@ class Closed(Exception):
 
 
 class Wire:
-    """One connection. `read` belongs to one thread; `write` may be called from any."""
+    """One connection. Reading belongs to one thread; `write` may be called from any."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lock = threading.Lock()
+        self._splitter = Splitter()
+        self._read: deque[Frame] = deque()
+
+    def fileno(self) -> int:
+        """For select and poll."""
+        return self._connection.fileno()
 
     def read(self) -> Frame:
         """The next frame. Raises Closed at the end of the stream."""
-        name, fields, heads = decode_header(self._exactly(header_length(self._exactly(4))))
-        return Frame(name, fields, [Tensor(n, d, s, self._exactly(b)) for n, d, s, b in heads])
+        while not self._read:
+            self._read.extend(self.receive())
+        return self._read.popleft()
+
+    def receive(self) -> list[Frame]:
+        """One read of the socket, which blocks where nothing has come, and the frames that it completed."""
+        size = max(_READ_BYTES, min(self._splitter.missing, _MOST_AT_ONCE))
+        try:
+            data = self._connection.recv(size)
+        except OSError as error:
+            raise Closed(str(error)) from error
+        if not data:
+            raise Closed("end of stream")
+        return self._splitter.feed(data)
 
     def write(self, frame: Frame) -> None:
         """Send a whole frame. Raises Closed if nobody is there to take it."""
@@ -36,19 +58,6 @@ class Wire:
     def close(self) -> None:
         self._connection.close()
 
-    def _exactly(self, num_bytes: int) -> bytes:
-        data = bytearray(num_bytes)
-        view, got = memoryview(data), 0
-        while got < num_bytes:
-            try:
-                n = self._connection.recv_into(view[got:])
-            except OSError as error:
-                raise Closed(str(error)) from error
-            if n == 0:
-                raise Closed("end of stream")
-            got += n
-        return bytes(data)
-
 
 def pack(frame: Frame) -> bytes:
     return encode(frame)
@@ -56,12 +65,8 @@ def pack(frame: Frame) -> bytes:
 
 def unpack(data: bytes) -> Frame:
     """The inverse of `pack`. Raises ValueError for data that is not exactly one frame."""
-    at = 4 + header_length(data[:4])
-    name, fields, heads = decode_header(data[4:at])
-    tensors: list[Tensor] = []
-    for n, d, s, b in heads:
-        tensors.append(Tensor(n, d, s, data[at : at + b]))
-        at += b
-    if at != len(data):
-        raise ValueError(f"frame: expected {at} bytes, got {len(data)}")
-    return Frame(name, fields, tensors)
+    splitter = Splitter()
+    frames = splitter.feed(data)
+    if len(frames) != 1 or not splitter.is_between:
+        raise ValueError(f"frame: expected one in {len(data)} bytes, got {len(frames)} and {splitter.missing} missing")
+    return frames[0]
