@@ -212,7 +212,7 @@ def test_a_head_that_falls_silent_is_taken_for_gone(edge: Any) -> None:
         """The executor's, with less patience."""
 
         def __init__(self) -> None:
-            self.held = HeldStages(further, launcher=EchoLauncher(), silence_s=0.5)
+            self.held = HeldStages(further, launcher=EchoLauncher(), silence_s=1.0)
 
         async def RunStages(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
             await self.held.serve(await context.read(), context)
@@ -228,8 +228,17 @@ def test_a_head_that_falls_silent_is_taken_for_gone(edge: Any) -> None:
             stub: Any = ExecutorPeerStub(channel)
             call = stub.RunStages()
             await call.write(pb.HeadBeat(group=GROUP, stages=[stage_to_pb(s) for s in head.stages]))
+
+            async def beat() -> None:
+                while True:
+                    await asyncio.sleep(0.2)
+                    await call.write(pb.HeadBeat())
+
+            beating = asyncio.create_task(beat())
             while not beats or not beats[-1].ended:
                 beats.append(await call.read())
+                if beats[-1].pids:
+                    beating.cancel()  # the ranks are there: not a word from now on
         await server.stop(0)
         return beats
 

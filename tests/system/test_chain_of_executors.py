@@ -106,6 +106,9 @@ class Halls:
         said = self.epara("status", self.topology, "--json").json
         return {name: {r["state"]: r for r in e["replicas"]} for name, e in said["executors"].items()}
 
+    def are_live(self) -> bool:
+        return all("live" in r for r in self.replicas().values())
+
     def close(self) -> None:
         for executor in self.running.values():
             executor.stop(timeout_s=30)
@@ -153,6 +156,7 @@ def test_a_plan_over_two_servers_is_applied_and_its_tokens_are_the_models(
     assert [a["server"] for a in applied.json["actions"] if a["kind"] == "prepare"] == ["hall-a", "hall-b"]
     for name in halls.running:
         assert halls.tokens(name) == expected
+    until(halls.are_live, "the further stage has heard that its head is ready")
     seen = halls.replicas()
     parts = [seen[name]["live"] for name in ("hall-a", "hall-b")]
     assert sorted(tuple(r["stages"]) for r in parts) == [(0,), (1,)]
@@ -199,11 +203,7 @@ def test_a_stage_that_is_killed_fails_what_is_in_flight_and_the_chain_comes_back
     assert f"stage 1 at {stages[1,]}: ended with -9" in errors[0].message
     psutil.wait_procs([head], timeout=10)
     assert not head.is_running()
-
-    def is_back() -> bool:
-        return all("live" in r for r in halls.replicas().values())
-
-    until(is_back, "both stages are live again")
+    until(halls.are_live, "both stages are live again")
     assert halls.tokens(stages[1,]) == expected
 
 

@@ -67,11 +67,13 @@ class StageCall:
         self._health = health
         self._on_leaving = on_leaving
         self._finishing = asyncio.Event()
+        self._heard = asyncio.Event()  # a first answer has come, or none is wanted any more
         self.ended: asyncio.Task[Fall] = asyncio.create_task(self._run(), name=f"{self.what} of {first.group}")
 
     def finish(self) -> None:
         """End the ranks there, if they have not ended; `ended` says when they have."""
         self._finishing.set()
+        self._heard.set()
 
     async def _run(self) -> Fall:
         try:
@@ -99,8 +101,10 @@ class StageCall:
                         status = await call.code()
                         return Fall(-1, not self._finishing.is_set(), f"{status.name}: {await call.details()}")
                     if beat.ended:
-                        words = ", why is on its standard error" if beat.status > 0 else ""
-                        return Fall(beat.status, not self._finishing.is_set(), f"ended with {beat.status}{words}")
+                        where = ", why is on its standard error" if beat.status > 0 else ""
+                        words = beat.detail or f"ended with {beat.status}{where}"
+                        return Fall(beat.status, not self._finishing.is_set(), words)
+                    self._heard.set()
                     if beat.pids and not self.started.done():
                         self.started.set_result(tuple(beat.pids))
                     if beat.leaving:
@@ -115,6 +119,7 @@ class StageCall:
         with contextlib.suppress(Exception):  # of a call that broke: the reader meets it too
             while not self._finishing.is_set():
                 await call.write(beat)
+                await self._heard.wait()  # grpc forgets a refusal that meets a message on its way
                 health = self._health()
                 beat = pb.HeadBeat(ready=health.ready, memory_bytes=health.memory_bytes)
                 with contextlib.suppress(TimeoutError):

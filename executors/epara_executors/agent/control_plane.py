@@ -14,7 +14,7 @@ from epara_executors.agent.devices import DeviceSlot
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.logistics import Logistics
 from epara_executors.agent.peers import Peers
-from epara_executors.agent.stages import EOF, SILENCE_S
+from epara_executors.agent.stages import EOF, SILENCE_S, said
 from epara_executors.agent.state import StateReader
 from epara_executors.agent.worker_link import LoadFailed
 from epara_executors.rpc import epara_pb2 as pb
@@ -155,10 +155,9 @@ class PeerPlane(ExecutorPeerServicer):
         try:
             held = await self._executor.stages_of(first.group, [stage_from_pb(s) for s in first.stages])
             await held.serve(first, context)
-        except ExecutorRefused as e:
-            await _refuse(context, e)
-        except LoadFailed as e:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
+        except (ExecutorRefused, LoadFailed) as e:
+            detail = e.detail if isinstance(e, ExecutorRefused) else str(e)
+            await said(context, pb.StageBeat(ended=True, status=-1, detail=detail))
 
 
 async def _refuse(context: Context, error: StaleFence | ExecutorRefused) -> NoReturn:

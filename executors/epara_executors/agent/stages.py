@@ -29,7 +29,7 @@ EOF: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]  grpc exp
 _KILLED = -9
 
 
-async def _said(call: Any, beat: pb.StageBeat) -> bool:
+async def said(call: Any, beat: pb.StageBeat) -> bool:
     """Whether the head could be told."""
     try:
         await call.write(beat)
@@ -100,7 +100,7 @@ class HeldStages:
         leaving = asyncio.create_task(self._leaving.wait())
         try:
             while not running.done() and not any(e.done() for e in ends):
-                if not await _said(call, pb.StageBeat(pids=self._pids, leaving=leaving.done())):
+                if not await said(call, pb.StageBeat(pids=self._pids, leaving=leaving.done())):
                     break
                 news = {f for f in (born, leaving) if not f.done()}  # told at once
                 await asyncio.wait({running, *ends, *news}, timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +115,7 @@ class HeldStages:
             self.detail = f"its ranks ended with {status}"
             if status:
                 log.warning("chain %s: %s", self.spec.group, self.detail)
-        await _said(call, pb.StageBeat(ended=True, status=status))
+        await said(call, pb.StageBeat(ended=True, status=status))
 
     async def _run(self, fields: dict[str, Any], born: asyncio.Future[None]) -> int:
         """The ranks' exit status. Cancelled: they are gone when this has ended. Raises LoadFailed."""

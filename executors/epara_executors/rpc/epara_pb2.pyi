@@ -500,13 +500,15 @@ class HeadBeat(_message.Message):
     def __init__(self, group: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageSpec, _Mapping]]] = ..., rendezvous: _Optional[str] = ..., ready: bool = ..., memory_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StageBeat(_message.Message):
-    __slots__ = ("pids", "ended", "status", "leaving")
+    __slots__ = ("pids", "ended", "status", "detail", "leaving")
     PIDS_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     pids: _containers.RepeatedScalarFieldContainer[int]
     ended: bool
     status: int
+    detail: str
     leaving: bool
-    def __init__(self, pids: _Optional[_Iterable[int]] = ..., ended: bool = ..., status: _Optional[int] = ..., leaving: bool = ...) -> None: ...
+    def __init__(self, pids: _Optional[_Iterable[int]] = ..., ended: bool = ..., status: _Optional[int] = ..., detail: _Optional[str] = ..., leaving: bool = ...) -> None: ...

@@ -407,7 +407,8 @@ class ExecutorPeerServicer(object):
     def RunStages(self, request_iterator, context):
         """By the head of a chain to every other executor of it: run your stages' ranks for as long as this call lasts.
         Both sides send a beat every second; whoever hears none for ten seconds takes the other for gone, and the ranks
-        end. FAILED_PRECONDITION: no such chain was prepared there.
+        end. Where no such chain was prepared, or its ranks could not be started, the last beat says so: an error status
+        could be lost to a beat that is being sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,9 +43,7 @@ class RankSpec:
     cores: tuple[int, ...] = ()  # of a CPU device that has its own; empty: any
     mps_percentage: int = 0  # of an accelerator's threads, where this device is a part of one; 0: all
     rendezvous: str = ""  # a file that does not exist yet; for groups of several ranks
-    chain: Mapping[str, Any] | None = (
-        None  # of a group over several servers, in place of rendezvous: see worker/chain.py
-    )
+    chain: Mapping[str, Any] | None = None  # of a group over several servers, in place of rendezvous: a `Chain`
 
 
 def run_rank(spec: RankSpec) -> int:

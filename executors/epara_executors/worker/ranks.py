@@ -40,7 +40,7 @@ class Ranks:
     ) -> None:
         """chain: of a group over several servers, in place of rendezvous; tp and pp are its own stage's and its length.
 
-        Raises ValueError or LoadError where the ranks cannot find each other.
+        Raises ValueError where the address of this server is none of this machine's; torch's own errors beyond that.
         """
         self.tps = chain.tps if chain is not None else (tp,) * pp  # ranks of each stage
         self.firsts = tuple(sum(self.tps[:s]) for s in range(pp))  # rank of each stage's first
