@@ -54,7 +54,7 @@ def test_an_address_in_use_ends_with_status_5_and_names_the_address(echo_edge):
 
 def test_a_message_limit_that_grpc_cannot_keep_is_refused(tmp_path):
     for given in (0, 2048):
-        with pytest.raises(InputError, match=fr"max_message_mib: expected 1 \.\. 2047, got {given}"):
+        with pytest.raises(InputError, match=rf"max_message_mib: expected 1 \.\. 2047, got {given}"):
             AgentOptions(server="a", listen="h:0", state_dir=tmp_path, model_root=tmp_path, max_message_mib=given)
 
 
