@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import json
 import logging
@@ -271,6 +272,8 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         background = [asyncio.create_task(c) for c in (restore(), peers.run(), reader.run())]
         for task in background:
             task.add_done_callback(_report)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is not looked through again at every full collection
         await leave.wait()
         executor.leave()
         logistics.leave()
