@@ -1,19 +1,14 @@
-"""Open Inference Protocol tensors: datatypes, sizes, numpy arrays, raw bytes. Row-major, little-endian.
-
-BYTES elements are each prefixed by a 4-byte little-endian length. BF16 has no numpy type and travels as raw bytes.
-"""
+"""Open Inference Protocol tensors as numpy arrays. BF16 has no numpy type and travels as raw bytes (`contents.py`)."""
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .worker.frames import Tensor
+from epara_executors.contents import join_bytes, split_bytes
+from epara_executors.worker.frames import Tensor
 
 AnyArray = NDArray[Any]
 
@@ -32,12 +27,6 @@ NUMPY_OF: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 _OF_NUMPY = {d: name for name, d in NUMPY_OF.items()}
-ITEM_BYTES: dict[str, int] = {**{n: d.itemsize for n, d in NUMPY_OF.items()}, "BF16": 2}
-_LENGTH = struct.Struct("<I")
-
-
-def num_elements(shape: Sequence[int]) -> int:
-    return math.prod(shape)
 
 
 def to_array(tensor: Tensor) -> AnyArray:
@@ -62,24 +51,3 @@ def from_array(name: str, array: AnyArray) -> Tensor:
     if datatype is None:
         raise ValueError(f"{name}: expected a dtype of the Open Inference Protocol, got {array.dtype}")
     return Tensor(name, datatype, array.shape, np.ascontiguousarray(array, plain).tobytes())
-
-
-def join_bytes(items: Sequence[bytes]) -> bytes:
-    """Elements of a BYTES tensor, each with its length."""
-    return b"".join(part for item in items for part in (_LENGTH.pack(len(item)), item))
-
-
-def split_bytes(data: bytes) -> list[bytes]:
-    """The elements of a BYTES tensor. Raises ValueError where a length points past the end."""
-    items: list[bytes] = []
-    at = 0
-    while at < len(data):
-        if at + 4 > len(data):
-            raise ValueError(f"BYTES: expected a 4-byte length at {at}, got {len(data) - at} bytes")
-        (length,) = _LENGTH.unpack_from(data, at)
-        at += 4
-        if at + length > len(data):
-            raise ValueError(f"BYTES: element at {at} claims {length} bytes, {len(data) - at} left")
-        items.append(data[at : at + length])
-        at += length
-    return items

@@ -4,9 +4,10 @@ import grpc
 import numpy as np
 import pytest
 from epara_executors.client import GrpcFleet
+from epara_executors.contents import split_bytes
 from epara_executors.infer_client import InferClient, InferError, answer_of, request_of
 from epara_executors.rpc import open_inference_pb2 as oip
-from epara_executors.tensors import from_array, split_bytes, to_array
+from epara_executors.tensors import from_array, to_array
 from epara_executors.worker.frames import Tensor
 
 from epara_opt.control.ports import Fence

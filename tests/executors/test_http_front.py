@@ -20,8 +20,8 @@ from epara_executors.agent.http_front.app import MAX_BODY_BYTES, Front
 from epara_executors.agent.http_front.errors import HTTP_OF
 from epara_executors.agent.http_front.server import HttpServer
 from epara_executors.agent.main import AgentOptions, run
+from epara_executors.contents import join_bytes
 from epara_executors.rpc import open_inference_pb2 as oip
-from epara_executors.tensors import join_bytes
 
 from epara_opt.errors import FleetError, InputError
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from epara_executors.agent.requests import BadRequest, Scalar
 from epara_executors.agent.worker_link import TensorDecl
+from epara_executors.contents import ITEM_BYTES, join_bytes, num_elements, pack_numbers, split_bytes
 from epara_executors.rpc import open_inference_pb2 as oip
-from epara_executors.tensors import ITEM_BYTES, NUMPY_OF, join_bytes, num_elements, split_bytes
 from epara_executors.worker.frames import Tensor
 
 GENERAL_PARAMETERS = frozenset(
@@ -145,7 +143,7 @@ def _typed(model: str, tensor: oip.ModelInferRequest.InferInputTensor) -> bytes:
     if tensor.datatype == "BYTES":
         return join_bytes(values)
     try:
-        return np.array(values, dtype=NUMPY_OF[tensor.datatype]).tobytes()
+        return pack_numbers(values, tensor.datatype)
     except OverflowError as e:
         raise BadRequest(f"{model}: input {tensor.name}: {e}") from None
 

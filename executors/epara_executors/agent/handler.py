@@ -43,8 +43,8 @@ from epara_executors.agent.requests import (
 )
 from epara_executors.agent.routing_table import ServiceRouting
 from epara_executors.agent.ticket import OnResponse, Ticket, open_ticket
+from epara_executors.contents import join_bytes
 from epara_executors.rpc import open_inference_pb2 as oip
-from epara_executors.tensors import join_bytes
 from epara_executors.worker.frames import Tensor
 from epara_opt.policy.admission import admits
 from epara_opt.policy.offload import MAX_HOPS, SYNC_EVERY_S, choose_peer

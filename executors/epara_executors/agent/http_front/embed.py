@@ -8,13 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-
 from epara_executors.agent.http_front.errors import BadField
 from epara_executors.agent.http_front.fields import Fields, encoded, token_ids
 from epara_executors.agent.http_front.prompts import add_texts, add_token_ids, read_deadline
 from epara_executors.agent.http_front.shapes import usage_of
 from epara_executors.agent.requests import Broken
+from epara_executors.contents import unpack_numbers
 from epara_executors.rpc import open_inference_pb2 as oip
 
 MAX_INPUTS = 2048  # as OpenAI's API has it
@@ -99,5 +98,5 @@ async def embed(
 def _vector(response: oip.ModelInferResponse, *, as_base64: bool) -> str | list[float]:
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.name == "embedding" and output.datatype == "FP32":
-            return base64.b64encode(raw).decode() if as_base64 else np.frombuffer(raw, "<f4").tolist()
+            return base64.b64encode(raw).decode() if as_base64 else unpack_numbers(raw, "FP32")
     raise Broken(f"{response.model_name}: expected an FP32 output named embedding")

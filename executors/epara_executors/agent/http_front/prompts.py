@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-
 from epara_executors.agent.decode import set_parameter
 from epara_executors.agent.http_front.errors import BadField
 from epara_executors.agent.http_front.fields import MAX_TIMEOUT_S, Fields, encoded, milliseconds, token_ids
 from epara_executors.agent.requests import Scalar
+from epara_executors.contents import join_bytes, pack_numbers
 from epara_executors.rpc import open_inference_pb2 as oip
-from epara_executors.tensors import join_bytes
 
 TIMEOUT_HEADER = "x-epara-timeout-ms"
 DEFAULT_TEMPERATURE = 1.0  # of OpenAI's API; the executor's own default is greedy
@@ -122,7 +120,7 @@ def add_texts(request: oip.ModelInferRequest, name: str, items: list[bytes]) -> 
 
 def add_token_ids(request: oip.ModelInferRequest, ids: list[int]) -> None:
     request.inputs.add(name="input_ids", datatype="INT64", shape=[1, len(ids)])
-    request.raw_input_contents.append(np.array(ids, dtype="<i8").tobytes())
+    request.raw_input_contents.append(pack_numbers(ids, "INT64"))
 
 
 def _messages(given: object) -> list[dict[str, str]]:

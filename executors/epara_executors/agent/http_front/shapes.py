@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from epara_executors.contents import split_bytes
 from epara_executors.rpc import open_inference_pb2 as oip
-from epara_executors.tensors import split_bytes
 
 Json = dict[str, Any]
 
