@@ -219,6 +219,16 @@ def test_leaving_a_stream_frees_its_slot_at_once(one_executor):
     assert client.infer("chat", {"text": PROMPT}, params={"max_tokens": 1}).outputs["text"][0] == b"to"
 
 
+def test_a_text_parameter_that_no_frame_should_carry_is_refused_and_costs_no_worker(one_executor):
+    before = one_executor.state("a").replicas
+    error = refused(
+        lambda: one_executor.client("a").infer("chat", {"text": PROMPT}, params={"max_tokens": 1, "stop": "x" * 2**17})
+    )
+    law = "chat: parameter 'stop': expected at most 65536 characters, got 131072"
+    assert (error.status, error.message) == (grpc.StatusCode.INVALID_ARGUMENT, law)
+    assert [r.restarts for r in one_executor.state("a").replicas] == [r.restarts for r in before]
+
+
 def test_a_token_stream_needs_a_streaming_call(one_executor):
     error = refused(lambda: one_executor.client("a").infer("chat", {"text": PROMPT}, params={"stream": True}))
     assert error.status is grpc.StatusCode.INVALID_ARGUMENT
