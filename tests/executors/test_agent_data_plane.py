@@ -92,6 +92,13 @@ def test_a_wrong_request_is_an_invalid_argument_that_says_what_was_expected(one_
     assert words in error.message
 
 
+@pytest.mark.parametrize("letter", ["x", "%", "\u7b54"])
+def test_words_too_long_for_a_status_are_cut_and_the_status_stays(one_executor, ones, letter):
+    error = refused(lambda: one_executor.client("a").infer("echo", {"x": ones}, params={letter * 20_000: 1}))
+    assert error.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message.startswith(f"echo: parameter '{letter}")
+
+
 def test_raw_contents_of_another_size_are_refused(stub):
     request = request_of("echo", {"x": np.ones((1, 4), np.float32)})
     request.raw_input_contents[0] = b"123"
