@@ -272,6 +272,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         for task in background:
             task.add_done_callback(_report)
         await leave.wait()
+        cut_at = asyncio.get_running_loop().time() + options.drain_grace_s
         executor.leave()
         logistics.leave()
         if files is not None:
@@ -281,7 +282,8 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         # are handed over, and told that this executor is draining.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(executor.quiet(), options.drain_grace_s)
-        await asyncio.gather(server.stop(options.drain_grace_s), *([http.stop()] if http is not None else []))
+        left_s = max(0.0, cut_at - asyncio.get_running_loop().time())
+        await asyncio.gather(server.stop(left_s), *([http.stop(left_s)] if http is not None else []))
     finally:
         await server.stop(0)
         if http is not None:
