@@ -4,7 +4,9 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from epara_executors.rpc.epara_pb2_grpc import (
     ExecutorFilesStub,
     add_ExecutorFilesServicer_to_server,
 )
+from epara_executors.weights.cache import ModelCache
+from epara_executors.weights.fetch import Fetcher, Fetching, Stopped
 from epara_executors.weights.files import Manifest
 
 from epara_opt.control.apply import apply
@@ -327,6 +331,23 @@ def test_leaving_waits_for_no_fetch_and_no_reader(echo_edge):
     assert echo_edge.executors["a"].stop(timeout_s=15) == 0
     waiting.join()
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("leaves_after_s", [0.0, 0.5])
+def test_an_executor_that_leaves_waits_for_no_silent_peer_and_asks_nobody_else(tmp_path, leaves_after_s):
+    cache, stop = ModelCache(tmp_path, max_bytes=2**30), threading.Event()
+    fetcher = Fetcher(cache, stop=stop)
+    leaving = threading.Timer(leaves_after_s, stop.set)
+    leaving.start()
+    if not leaves_after_s:
+        leaving.join()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        holder = HolderSpec(server="a", address=f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            fetcher.fetch([holder, holder], Fetching("m"), kept=set)
+        assert time.monotonic() - began < 3.0
+    cache.close()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

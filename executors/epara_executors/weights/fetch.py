@@ -113,6 +113,7 @@ class Fetcher:
             while is_busy:
                 is_busy = False
                 for holder in holders:  # all of them again: who had nothing may have it by now
+                    self._wait(0.0)
                     try:
                         return self._from_peer(holder, told, kept)
                     except _PeerFailed as e:
@@ -122,6 +123,7 @@ class Fetcher:
                 if is_busy:
                     told.state = "waiting"
                     self._wait(BUSY_WAIT_S)
+            self._wait(0.0)
             if self._allow_hub:
                 try:
                     return self._from_hub(told, kept)
@@ -158,8 +160,13 @@ class Fetcher:
         """What a peer has of a model; waits while the peer hashes it. Raises _PeerFailed."""
         told.state, told.moved_at, hashed = "hashing", time.monotonic(), 0
         while True:
+            call = stub.Manifest.future(pb.ManifestRequest(source=told.source), timeout=MANIFEST_TIMEOUT_S)
             try:
-                said = stub.Manifest(pb.ManifestRequest(source=told.source), timeout=MANIFEST_TIMEOUT_S)
+                with self._watched(told, call.cancel):
+                    said = call.result()
+            except grpc.FutureCancelledError:
+                self._wait(0.0)
+                raise _PeerFailed(f"it has said nothing for {self._stall_s:.0f} s") from None
             except grpc.RpcError as e:
                 raise _meaning(e) from None
             if said.ready:
