@@ -24,7 +24,7 @@ from epara_executors.rpc.epara_pb2_grpc import (
     add_ExecutorFilesServicer_to_server,
 )
 from epara_executors.weights.cache import ModelCache
-from epara_executors.weights.fetch import Fetcher, Fetching, Stopped
+from epara_executors.weights.fetch import Fetcher, FetchFailed, Fetching, Stopped
 from epara_executors.weights.files import Manifest
 
 from epara_opt.control.apply import apply
@@ -228,6 +228,45 @@ def test_a_peer_that_offers_what_no_model_has_is_refused_and_nothing_is_written(
             shared_edge.fleet.fetch(address, (spec,), FENCE, server="fetches", deadline_s=20)
     assert not list(shared_edge.folder.rglob("owned.json*"))
     assert not fetched(shared_edge, "fetches", "lies").exists()
+
+
+def test_a_list_longer_than_any_message_is_no_reason_to_ask_again(tmp_path):
+    cache, stop = ModelCache(tmp_path, max_bytes=2**30), threading.Event()
+    giving_up = threading.Timer(8.0, stop.set)
+    giving_up.start()
+    with (
+        peer({"config.json": b"{}"}, {"config.json": "0" * 17 * MIB}) as liar,
+        pytest.raises(FetchFailed, match=r"liar: .*larger than max"),
+    ):
+        Fetcher(cache, stop=stop).fetch([HolderSpec(server="liar", address=liar)], Fetching("m"), kept=set)
+    giving_up.cancel()
+    cache.close()
+
+
+def test_a_peer_that_is_busy_for_ever_keeps_other_models_waiting_for_a_while_only(tmp_path, monkeypatch):
+    class Busy(ExecutorFilesServicer):
+        def Manifest(self, request, context):  # noqa: N802
+            names = ("config.json", "model.safetensors")
+            return pb.ManifestResponse(
+                ready=True, files=[pb.FileEntry(name=n, size_bytes=1, sha256="0" * 64) for n in names]
+            )
+
+        def Read(self, request, context):  # noqa: N802
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "come back")
+
+    monkeypatch.setattr("epara_executors.weights.fetch.BUSY_PATIENCE_S", 1.5, raising=False)
+    cache, stop = ModelCache(tmp_path, max_bytes=2**30), threading.Event()
+    giving_up = threading.Timer(8.0, stop.set)
+    giving_up.start()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    add_ExecutorFilesServicer_to_server(Busy(), server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with pytest.raises(FetchFailed, match="busy: come back"):
+        Fetcher(cache, stop=stop).fetch([HolderSpec(server="busy", address=address)], Fetching("m"), kept=set)
+    server.stop(0)
+    giving_up.cancel()
+    cache.close()
 
 
 def test_requests_that_leave_the_folder_are_refused_by_the_peer(echo_edge):
