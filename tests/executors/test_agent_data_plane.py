@@ -144,6 +144,17 @@ def test_what_cannot_be_on_time_is_shed_at_once_and_told_when_to_retry(echo_edge
     assert (service.arrived, service.on_time, service.shed) == (2, 1, 1)
 
 
+def test_a_request_goes_to_a_replica_whose_batches_hold_it(echo_edge):
+    echo_edge.start("a")
+    small, large = echo_edge.tenant(group="g0", batch=1), echo_edge.tenant(group="g1", batch=4)
+    echo_edge.apply("a", echo_edge.group("a", small), echo_edge.group("a", large, name="g1", device=1))
+    four = np.ones((4, 4), np.float32)
+    for _ in range(6):
+        assert echo_edge.client("a").infer("echo", {"x": four}).outputs["y"].shape == (4, 4)
+    served = {r.replica: r.served for r in echo_edge.state("a").replicas}
+    assert served == {"echo@g0": 0, "echo@g1": 6}
+
+
 def test_a_slow_patch_does_not_have_a_service_refused_for_ever(echo_edge, ones):
     echo_edge.start("a")
     spec = echo_edge.tenant(source="echo?per_row_ms=100", deadline_ms=350.0, response_ms=100.0)
