@@ -98,14 +98,17 @@ def may_go_ahead(*, batch_s: float, deadlines_s: Iterable[float]) -> bool:
 
 
 def _fill(by_urgency: Sequence[Q], rule: BatchRule) -> tuple[Q, ...]:
-    """EDF prefix that fits; a stream gives at most `frames` of its frames, so that no stream crowds others out."""
+    """EDF prefix that fits; a stream gives at most `frames` of its frames, so that no stream crowds others out.
+
+    What was let in under a larger limit that a plan has lowered since goes alone: it would wait for ever.
+    """
     chosen: list[Q] = []
     rows = 0
     of_stream: dict[str, int] = {}
     for q in by_urgency:
         if q.stream and of_stream.get(q.stream, 0) >= rule.frames:
             continue
-        if rows + q.rows > rule.max_rows:
+        if chosen and rows + q.rows > rule.max_rows:
             break
         rows += q.rows
         chosen.append(q)

@@ -92,6 +92,13 @@ def test_a_wrong_request_is_an_invalid_argument_that_says_what_was_expected(one_
     assert words in error.message
 
 
+@pytest.mark.parametrize("letter", ["x", "%", "\u7b54"])
+def test_words_too_long_for_a_status_are_cut_and_the_status_stays(one_executor, ones, letter):
+    error = refused(lambda: one_executor.client("a").infer("echo", {"x": ones}, params={letter * 20_000: 1}))
+    assert error.status is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message.startswith(f"echo: parameter '{letter}")
+
+
 def test_raw_contents_of_another_size_are_refused(stub):
     request = request_of("echo", {"x": np.ones((1, 4), np.float32)})
     request.raw_input_contents[0] = b"123"
@@ -135,6 +142,17 @@ def test_what_cannot_be_on_time_is_shed_at_once_and_told_when_to_retry(echo_edge
     assert error.retry_after_ms >= 1
     service = echo_edge.state("a").services[0]
     assert (service.arrived, service.on_time, service.shed) == (2, 1, 1)
+
+
+def test_a_request_goes_to_a_replica_whose_batches_hold_it(echo_edge):
+    echo_edge.start("a")
+    small, large = echo_edge.tenant(group="g0", batch=1), echo_edge.tenant(group="g1", batch=4)
+    echo_edge.apply("a", echo_edge.group("a", small), echo_edge.group("a", large, name="g1", device=1))
+    four = np.ones((4, 4), np.float32)
+    for _ in range(6):
+        assert echo_edge.client("a").infer("echo", {"x": four}).outputs["y"].shape == (4, 4)
+    served = {r.replica: r.served for r in echo_edge.state("a").replicas}
+    assert served == {"echo@g0": 0, "echo@g1": 6}
 
 
 def test_a_slow_patch_does_not_have_a_service_refused_for_ever(echo_edge, ones):
@@ -217,6 +235,16 @@ def test_leaving_a_stream_frees_its_slot_at_once(one_executor):
         stream.close()
     one_executor.until(lambda: sum(r.queued for r in one_executor.state("a").replicas) == 0)
     assert client.infer("chat", {"text": PROMPT}, params={"max_tokens": 1}).outputs["text"][0] == b"to"
+
+
+def test_a_text_parameter_that_no_frame_should_carry_is_refused_and_costs_no_worker(one_executor):
+    before = one_executor.state("a").replicas
+    error = refused(
+        lambda: one_executor.client("a").infer("chat", {"text": PROMPT}, params={"max_tokens": 1, "stop": "x" * 2**17})
+    )
+    law = "chat: parameter 'stop': expected at most 65536 characters, got 131072"
+    assert (error.status, error.message) == (grpc.StatusCode.INVALID_ARGUMENT, law)
+    assert [r.restarts for r in one_executor.state("a").replicas] == [r.restarts for r in before]
 
 
 def test_a_token_stream_needs_a_streaming_call(one_executor):

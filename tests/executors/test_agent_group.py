@@ -53,6 +53,38 @@ def test_a_hung_worker_is_replaced_once_nobody_waits_for_it_any_more(echo_edge, 
     asyncio.run(scenario())
 
 
+class EndsLate(EchoLauncher):
+    """As a chain does where another executor does not answer: rank 0 has gone, and not all is known to have ended."""
+
+    async def launch(self, group, socket_path, listener=None):
+        handle = await super().launch(group, socket_path, listener)
+        ended = handle.wait
+
+        async def wait():
+            status = await ended()
+            await asyncio.sleep(4.0)
+            return status
+
+        handle.wait = wait
+        return handle
+
+
+def test_what_a_lost_worker_had_need_not_wait_for_the_last_of_its_processes(echo_edge, tmp_path):
+    async def scenario():
+        spec = echo_edge.group("a", echo_edge.tenant(source="echo?crash_above=10"))
+        group = DeviceGroup(spec, launcher=EndsLate(), socket_path=tmp_path / "s", persistent=True)
+        group.start()
+        await group.wait_ready()
+        (replica,) = group.replicas.values()
+        lost = job(11)
+        group.submit(replica, lost)
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(lost.answer, 2.0)
+        await group.stop()
+
+    asyncio.run(scenario())
+
+
 def test_requests_that_wait_for_a_busy_group_leave_together(echo_edge, tmp_path):
     async def scenario():
         spec = echo_edge.group("a", echo_edge.tenant(source="echo?latency_ms=100", batch=4))

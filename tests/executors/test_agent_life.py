@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import grpc
@@ -179,6 +180,28 @@ def test_a_killed_workers_requests_move_to_the_other_replica(echo_edge, ones):
         t.join()
     assert errors == []
     assert len(answers) == 6
+
+
+def test_what_takes_longer_than_the_grace_is_cut_off_after_it_and_not_after_twice_as_long(echo_edge):
+    executor = echo_edge.start("a", "127.0.0.1:0", "--drain-grace", "3")
+    slow = echo_edge.tenant(source="echo?latency_ms=500", task="text-generation", deadline_ms=60_000.0)
+    echo_edge.apply("a", echo_edge.group("a", slow))
+    client, refusals = echo_edge.client("a"), []
+    text = np.array([b"on and on"], dtype=np.object_)
+
+    def ask():
+        with pytest.raises(InferError) as caught:
+            client.infer("echo", {"text": text}, params={"max_tokens": 100}, timeout_s=60.0)
+        refusals.append(caught.value.status)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    echo_edge.until(lambda: echo_edge.state("a").replicas[0].queued == 1)
+    began = time.monotonic()
+    assert executor.stop(timeout_s=30) == 0
+    assert 3.0 <= time.monotonic() - began < 5.5
+    asking.join()
+    assert len(refusals) == 1
 
 
 def test_drain_takes_nothing_new_and_reports_what_is_left(echo_edge, ones):

@@ -4,7 +4,9 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from epara_executors.rpc.epara_pb2_grpc import (
     ExecutorFilesStub,
     add_ExecutorFilesServicer_to_server,
 )
+from epara_executors.weights.cache import ModelCache
+from epara_executors.weights.fetch import Fetcher, FetchFailed, Fetching, Stopped
 from epara_executors.weights.files import Manifest
 
 from epara_opt.control.apply import apply
@@ -226,6 +230,45 @@ def test_a_peer_that_offers_what_no_model_has_is_refused_and_nothing_is_written(
     assert not fetched(shared_edge, "fetches", "lies").exists()
 
 
+def test_a_list_longer_than_any_message_is_no_reason_to_ask_again(tmp_path):
+    cache, stop = ModelCache(tmp_path, max_bytes=2**30), threading.Event()
+    giving_up = threading.Timer(8.0, stop.set)
+    giving_up.start()
+    with (
+        peer({"config.json": b"{}"}, {"config.json": "0" * 17 * MIB}) as liar,
+        pytest.raises(FetchFailed, match=r"liar: .*larger than max"),
+    ):
+        Fetcher(cache, stop=stop).fetch([HolderSpec(server="liar", address=liar)], Fetching("m"), kept=set)
+    giving_up.cancel()
+    cache.close()
+
+
+def test_a_peer_that_is_busy_for_ever_keeps_other_models_waiting_for_a_while_only(tmp_path, monkeypatch):
+    class Busy(ExecutorFilesServicer):
+        def Manifest(self, request, context):  # noqa: N802
+            names = ("config.json", "model.safetensors")
+            return pb.ManifestResponse(
+                ready=True, files=[pb.FileEntry(name=n, size_bytes=1, sha256="0" * 64) for n in names]
+            )
+
+        def Read(self, request, context):  # noqa: N802
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "come back")
+
+    monkeypatch.setattr("epara_executors.weights.fetch.BUSY_PATIENCE_S", 1.5, raising=False)
+    cache, stop = ModelCache(tmp_path, max_bytes=2**30), threading.Event()
+    giving_up = threading.Timer(8.0, stop.set)
+    giving_up.start()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    add_ExecutorFilesServicer_to_server(Busy(), server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with pytest.raises(FetchFailed, match="busy: come back"):
+        Fetcher(cache, stop=stop).fetch([HolderSpec(server="busy", address=address)], Fetching("m"), kept=set)
+    server.stop(0)
+    giving_up.cancel()
+    cache.close()
+
+
 def test_requests_that_leave_the_folder_are_refused_by_the_peer(echo_edge):
     weights_in(root_of(echo_edge, "a") / "m")
     (root_of(echo_edge, "a") / "secret.json").write_text("{}")
@@ -327,6 +370,23 @@ def test_leaving_waits_for_no_fetch_and_no_reader(echo_edge):
     assert echo_edge.executors["a"].stop(timeout_s=15) == 0
     waiting.join()
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("leaves_after_s", [0.0, 0.5])
+def test_an_executor_that_leaves_waits_for_no_silent_peer_and_asks_nobody_else(tmp_path, leaves_after_s):
+    cache, stop = ModelCache(tmp_path, max_bytes=2**30), threading.Event()
+    fetcher = Fetcher(cache, stop=stop)
+    leaving = threading.Timer(leaves_after_s, stop.set)
+    leaving.start()
+    if not leaves_after_s:
+        leaving.join()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        holder = HolderSpec(server="a", address=f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            fetcher.fetch([holder, holder], Fetching("m"), kept=set)
+        assert time.monotonic() - began < 3.0
+    cache.close()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -32,6 +32,12 @@ def test_a_busy_group_takes_a_full_batch_ahead():
     assert next_batch(queue, BatchRule(max_rows=2), now=0.2, idle=False, batch_s=0.1)[0] == tuple(queue)
 
 
+@pytest.mark.parametrize("idle", [True, False])
+def test_what_was_let_in_before_a_plan_lowered_the_limit_goes_alone(idle):
+    queue = [Waiting(0.0, 1.0, rows=4), Waiting(0.0, 2.0)]
+    assert next_batch(queue, BatchRule(max_rows=2), now=0.2, idle=idle, batch_s=0.1) == ((queue[0],), 0.2)
+
+
 def test_the_earliest_deadline_goes_first():
     late, soon = Waiting(0.0, 9.0), Waiting(0.1, 1.0)
     assert next_batch([late, soon], BatchRule(max_rows=1), now=0.2, idle=True, batch_s=0.1)[0] == (soon,)

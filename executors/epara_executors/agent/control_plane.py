@@ -29,6 +29,7 @@ from epara_executors.rpc.convert import (
     state_to_pb,
 )
 from epara_executors.rpc.epara_pb2_grpc import ExecutorControlServicer, ExecutorPeerServicer
+from epara_executors.rpc.status import details_of
 from epara_opt.domain.service import Task
 from epara_opt.errors import ExecutorRefused, StaleFence
 
@@ -164,7 +165,7 @@ async def _refuse(context: Context, error: StaleFence | ExecutorRefused) -> NoRe
     trailing = ((REASON_KEY, STALE_FENCE),) if isinstance(error, StaleFence) else ()
     await context.abort(
         grpc.StatusCode.FAILED_PRECONDITION,
-        error.detail if isinstance(error, ExecutorRefused) else str(error),
+        details_of(error.detail if isinstance(error, ExecutorRefused) else str(error)),
         trailing,
     )
     raise error

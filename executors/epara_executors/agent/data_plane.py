@@ -16,6 +16,7 @@ from epara_executors.agent.requests import NotOffered, Passport, Refusal, Unavai
 from epara_executors.agent.routing_table import ServiceRouting
 from epara_executors.rpc import open_inference_pb2 as oip
 from epara_executors.rpc.open_inference_pb2_grpc import GRPCInferenceServiceServicer
+from epara_executors.rpc.status import details_of
 
 PLATFORM = "epara_torch"
 MAX_PIPELINED = 64  # requests of one ModelStreamInfer call that are handled at a time
@@ -213,5 +214,5 @@ def _passport(context: Context) -> Passport:
 async def _abort(context: Context, refusal: Refusal) -> NoReturn:
     """End the call with the refusal's status; grpc raises inside abort."""
     trailing = ((RETRY_AFTER_KEY, str(refusal.retry_after_ms)),) if refusal.retry_after_ms else ()
-    await context.abort(refusal.status, refusal.message, trailing)
+    await context.abort(refusal.status, details_of(refusal.message), trailing)
     raise refusal

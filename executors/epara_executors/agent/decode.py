@@ -21,6 +21,7 @@ PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
 GENERATION_PARAMETERS = frozenset(
     {"max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "stop", "stops", *PENALTIES}
 )
+MAX_TEXT_CHARACTERS = 2**16  # of one parameter: they travel in a frame's header, whose length is limited, and come back
 _CONTENTS_OF = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -52,6 +53,9 @@ def parameters_of(request: oip.ModelInferRequest, *, generates: bool) -> dict[st
         if which is None:
             raise BadRequest(f"{request.model_name}: parameter {key!r} has no value")
         found[key] = getattr(value, which)
+        if which == "string_param" and len(value.string_param) > MAX_TEXT_CHARACTERS:
+            law = f"expected at most {MAX_TEXT_CHARACTERS} characters"
+            raise BadRequest(f"{request.model_name}: parameter {key!r}: {law}, got {len(value.string_param)}")
     return found
 
 

@@ -105,7 +105,7 @@ class Dispatch:
         self.pump()
 
     def finish_at(self, replica: Replica, *, rows: int, due_at: float) -> float:
-        """When a job that came now would be answered by the worker at hand.
+        """When a job that came now would be answered by the worker at hand; infinite for more rows than a batch has.
 
         Where that would be too late by an old observation alone, this forgets it (`may_forget`) and asks the plan.
         """
@@ -123,6 +123,8 @@ class Dispatch:
                 answer_s=answer.value_s,
                 whole_s=replica.batch_s.value_s,
             )
+        if rows > replica.rule.max_rows:  # another replica of the service may have larger batches
+            return math.inf
         others_s = sum(
             math.ceil(_rows_due(r, due_at) / r.rule.max_rows) * r.batch_s.value_s
             for r in self._replicas().values()

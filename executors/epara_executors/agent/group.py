@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+LAST_WORDS_S = 0.5  # for processes to end and say why, before their work is tried elsewhere
 HUNG_AFTER_S = 10.0  # beyond the hard deadline of every request in a batch: then its worker is taken for hung
 
 
@@ -186,7 +187,11 @@ class DeviceGroup:
             watching.cancel()
             self._link = None
             self._work.detach()
-            await link.close(grace_s=0.0)
+            closing = asyncio.ensure_future(link.close(grace_s=0.0))
+            await asyncio.wait({closing}, timeout=LAST_WORDS_S)
+            if not closing.done():  # of a chain, ranks elsewhere: nobody's deadline waits for them
+                self._lose(f"worker {link.handle.pid} has left")
+            await closing
             ended = f"worker {link.handle.pid} ended with {link.ended.result()}"
             self.detail = link.handle.why or self._aside or ended
             self._lose(self.detail)

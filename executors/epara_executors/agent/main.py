@@ -275,6 +275,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         gc.collect()
         gc.freeze()  # what lives as long as the process is not looked through again at every full collection
         await leave.wait()
+        cut_at = asyncio.get_running_loop().time() + options.drain_grace_s
         executor.leave()
         logistics.leave()
         if files is not None:
@@ -284,7 +285,8 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
         # are handed over, and told that this executor is draining.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(executor.quiet(), options.drain_grace_s)
-        await asyncio.gather(server.stop(options.drain_grace_s), *([http.stop()] if http is not None else []))
+        left_s = max(0.0, cut_at - asyncio.get_running_loop().time())
+        await asyncio.gather(server.stop(left_s), *([http.stop(left_s)] if http is not None else []))
     finally:
         await server.stop(0)
         if http is not None:

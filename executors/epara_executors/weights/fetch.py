@@ -36,6 +36,7 @@ RANGE_BYTES = 64 * 2**20  # asked for at once
 STALL_S = 30.0  # without a byte: then whoever should send is taken for gone
 HUB_STALL_S = 300.0  # its library has time limits and retries of its own
 BUSY_WAIT_S = 1.0  # before peers that were busy are asked again
+BUSY_PATIENCE_S = 600.0  # without a byte from any of them: then the next model has its turn
 MANIFEST_TIMEOUT_S = 10.0
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 * 2**20),
@@ -109,10 +110,11 @@ class Fetcher:
             raise FetchFailed(f"model {source}: no such folder, and only relative paths without .. can be fetched")
         tried: dict[str, str] = {}
         try:
-            is_busy = True
-            while is_busy:
+            is_busy, had, gives_up_at = True, self.received_bytes, time.monotonic() + BUSY_PATIENCE_S
+            while is_busy and time.monotonic() < gives_up_at:
                 is_busy = False
                 for holder in holders:  # all of them again: who had nothing may have it by now
+                    self._wait(0.0)
                     try:
                         return self._from_peer(holder, told, kept)
                     except _PeerFailed as e:
@@ -120,8 +122,11 @@ class Fetcher:
                         tried[holder.server] = str(e)
                         is_busy = is_busy or e.is_busy
                 if is_busy:
+                    if self.received_bytes > had:
+                        had, gives_up_at = self.received_bytes, time.monotonic() + BUSY_PATIENCE_S
                     told.state = "waiting"
                     self._wait(BUSY_WAIT_S)
+            self._wait(0.0)
             if self._allow_hub:
                 try:
                     return self._from_hub(told, kept)
@@ -158,10 +163,15 @@ class Fetcher:
         """What a peer has of a model; waits while the peer hashes it. Raises _PeerFailed."""
         told.state, told.moved_at, hashed = "hashing", time.monotonic(), 0
         while True:
+            call = stub.Manifest.future(pb.ManifestRequest(source=told.source), timeout=MANIFEST_TIMEOUT_S)
             try:
-                said = stub.Manifest(pb.ManifestRequest(source=told.source), timeout=MANIFEST_TIMEOUT_S)
-            except grpc.RpcError as e:
-                raise _meaning(e) from None
+                with self._watched(told, call.cancel):
+                    said = call.result()
+            except grpc.FutureCancelledError:
+                self._wait(0.0)
+                raise _PeerFailed(f"it has said nothing for {self._stall_s:.0f} s") from None
+            except grpc.RpcError as e:  # nobody is too busy for a list: what exhausts a resource is its length
+                raise _PeerFailed(str(_meaning(e))) from None
             if said.ready:
                 break
             if said.hashed_bytes > hashed:

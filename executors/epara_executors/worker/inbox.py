@@ -18,6 +18,8 @@ from epara_executors.worker.wire import Closed, Wire
 AGENT_LEFT = 3  # exit status
 _HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the former is Linux's and comes earlier
 
+_FLOW_MS = 5  # how long the rest of a frame is waited for while others have work: it is on its way
+
 Call = Callable[[], None]
 
 
@@ -42,10 +44,15 @@ class Inbox:
         os.write(self._wake, b"\0")
 
     def take(self, *, block: bool) -> list[Frame | Call]:
-        """Everything that has come; wait for the first if asked to. Ends the process where the agent has left."""
+        """Everything that has come; wait for the first if asked to. Ends the process where the agent has left.
+
+        A socket holds a part of a large frame, and one part at each of somebody else's turns would delay it by as many
+        turns: once begun it is read to its end, as long as it flows.
+        """
         items: list[Frame | Call] = []
         while not items:
-            for descriptor, _ in self._poll.poll(None if block else 0):
+            ready = self._poll.poll(None if block else _FLOW_MS if self._wire.is_amid else 0)
+            for descriptor, _ in ready:
                 if descriptor == self._heard:
                     items += [self._calls.popleft() for _ in os.read(self._heard, 4096)]
                     continue
@@ -53,7 +60,7 @@ class Inbox:
                     items += self._wire.receive()
                 except (Closed, ValueError):
                     os._exit(AGENT_LEFT)
-            if not block:
+            if not block and not (ready and self._wire.is_amid):
                 break
         return items
 

@@ -29,6 +29,11 @@ class Wire:
         """For select and poll."""
         return self._connection.fileno()
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether a part of a frame has been received, and the rest not."""
+        return not self._splitter.is_between
+
     def read(self) -> Frame:
         """The next frame. Raises Closed at the end of the stream."""
         while not self._read:

@@ -67,8 +67,10 @@ class HttpServer:
         if self._serving.done():
             self._serving.result()
 
-    async def stop(self) -> None:
-        """Take no more connections, let what is in flight end within the grace. Idempotent."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Take no more connections, let what is in flight end within the grace, or what is left of it. Idempotent."""
+        if grace_s is not None:
+            self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
