@@ -234,3 +234,18 @@ def test_a_peer_that_serves_it_no_more_is_passed_over_for_one_that_does(echo_edg
     for _ in range(5):  # b, where nearly all is routed, says NOT_FOUND
         answer = echo_edge.client("a").infer("echo", {"x": ones})
         np.testing.assert_array_equal(answer.outputs["y"], ones)
+
+
+def test_rows_beyond_one_peers_batch_go_to_a_peer_whose_batches_hold_them(echo_edge):
+    for server in "abc":
+        echo_edge.start(server)
+    small, large = echo_edge.tenant(group="b0", batch=1), echo_edge.tenant(group="c0", batch=4)
+    echo_edge.apply("b", echo_edge.group("b", small, name="b0"), routes=())
+    echo_edge.apply("c", echo_edge.group("c", large, name="c0"), routes=())
+    peers = (echo_edge.peer("echo", "b"), echo_edge.peer("echo", "c"))
+    echo_edge.apply("a", routes=(echo_edge.route(small, "b"), echo_edge.route(large, "c")), peers=peers)
+    client = echo_edge.client("a")
+    assert ask_many(client, np.ones((4, 4), np.float32), 6)[0] == {"OK": 6}
+    with pytest.raises(InferError, match="expected a leading dimension") as wrong:
+        client.infer("echo", {"x": np.ones((9, 4), np.float32)})
+    assert wrong.value.status is grpc.StatusCode.INVALID_ARGUMENT

@@ -30,6 +30,7 @@ from epara_executors.agent.peers import Peer, PeerLost, Peers
 from epara_executors.agent.replica import Replica
 from epara_executors.agent.requests import (
     Answer,
+    BadRequest,
     Job,
     Passport,
     Refusal,
@@ -140,6 +141,7 @@ class RequestHandler:
         """Serve at the best target; when that is lost, at the next, while the deadline allows."""
         loop = asyncio.get_running_loop()
         last: Exception | None = None
+        declined: BadRequest | None = None
         for _ in range(MAX_TRIES):
             target = self._choose(ticket)
             if target is None:
@@ -156,6 +158,11 @@ class RequestHandler:
                 if ticket.passport.is_entry:
                     counters.forwarded += 1
                 return response
+            except BadRequest as e:
+                # Checked here: it is wrong. Checked by a peer alone, it may be too many rows for that one's batch.
+                if ticket.tensors is not None or ticket.num_responses:
+                    raise
+                declined = declined or e
             except (WorkerLost, PeerLost, Shed, Unavailable) as e:
                 last = e
                 if ticket.num_responses:
@@ -164,6 +171,8 @@ class RequestHandler:
                     break
                 # What it was opened under may be gone by now; a plan that came since knows where to.
                 ticket.routing = self._executor.routing.get(ticket.routing.service, ticket.routing)
+        if declined is not None and last is None:
+            raise declined
         if isinstance(last, Shed):
             raise last
         if last is not None:

@@ -243,7 +243,7 @@ async def _serve_with(options: AgentOptions, launcher: WorkerLauncher, leave: as
     if files is not None:
         add = epara_pb2_grpc.add_ExecutorFilesServicer_to_server
         add(files, named)
-    add_reflection(server)
+    add_reflection(server, gives_files=files is not None)
     background: list[asyncio.Task[Any]] = []
     http: HttpServer | None = None
     metrics: MetricsServer | None = None

@@ -14,6 +14,7 @@ SERVICES = (
     "epara.v1.ExecutorControl",
     "epara.v1.ExecutorPeer",
 )
+FILES = "epara.v1.ExecutorFiles"
 
 
 class _BothPools:
@@ -29,8 +30,8 @@ class _BothPools:
         return ask
 
 
-def add_reflection(server: Any) -> None:
+def add_reflection(server: Any, *, gives_files: bool = False) -> None:
     """Let clients such as grpcurl list and call what this server speaks."""
-    names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+    names = (*SERVICES, *((FILES,) if gives_files else ()), "grpc.health.v1.Health", reflection.SERVICE_NAME)
     pool: Any = _BothPools()
     reflection.enable_server_reflection(names, server, pool=pool)
