@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from epara_executors.agent.chain import listen_at
+from epara_executors.agent.echo_launcher import EchoLauncher
 from epara_executors.agent.stages import HeldStages
 from epara_executors.infer_client import InferError
 from epara_executors.rpc import epara_pb2 as pb
@@ -23,7 +24,6 @@ from epara_executors.rpc.epara_pb2_grpc import (
     ExecutorPeerStub,
     add_ExecutorPeerServicer_to_server,
 )
-from epara_executors.worker.echo import EchoLauncher
 from epara_solvers.planners.greedy import GreedyPlanner
 
 from epara_opt.contents import PlanningRules

@@ -51,10 +51,10 @@ def test_what_was_read_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(2_000))
 
     async def scenario():
+        from epara_executors.agent.echo_launcher import EchoLauncher
         from epara_executors.agent.executor import Executor
         from epara_executors.agent.persistence import CommittedStore
         from epara_executors.agent.state import StateReader
-        from epara_executors.worker.echo import EchoLauncher
 
         store = CommittedStore(tmp_path)
         executor = Executor("a", launcher=EchoLauncher(), store=store, socket_dir=tmp_path, max_devices={})

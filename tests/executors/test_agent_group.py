@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 from epara_executors.agent.dispatch import WorkerLost
+from epara_executors.agent.echo_launcher import EchoLauncher
 from epara_executors.agent.group import DeviceGroup, GroupFailed
 from epara_executors.agent.requests import Job, TooLate
 from epara_executors.tensors import from_array
-from epara_executors.worker.echo import EchoLauncher
 
 
 def job(value, *, rows=1, due_in_s=5.0, hard_in_s=6.0):

@@ -5,12 +5,12 @@ from collections import Counter
 
 import grpc.aio
 from epara_executors.agent.control_plane import PeerPlane
+from epara_executors.agent.echo_launcher import EchoLauncher
 from epara_executors.agent.executor import Executor
 from epara_executors.agent.peers import Peers
 from epara_executors.agent.persistence import CommittedStore
 from epara_executors.agent.routing_table import build
 from epara_executors.rpc.epara_pb2_grpc import add_ExecutorPeerServicer_to_server
-from epara_executors.worker.echo import EchoLauncher
 
 from epara_opt.control.ports import CommitSpec, PeerSpec
 from epara_opt.policy.offload import FAN_OUT

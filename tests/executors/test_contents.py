@@ -43,7 +43,15 @@ def test_data_that_is_no_whole_number_of_elements_is_refused() -> None:
 
 def test_an_agent_knows_neither_torch_nor_numpy() -> None:
     modules = ["agent.data_plane", "agent.control_plane", "agent.handler", "agent.logistics", "agent.metrics"]
-    modules += ["agent.file_plane", "agent.torch_launcher", "agent.state", "agent.main", "agent.chain", "agent.stages"]
+    modules += [
+        "agent.echo_launcher",
+        "agent.file_plane",
+        "agent.torch_launcher",
+        "agent.state",
+        "agent.main",
+        "agent.chain",
+        "agent.stages",
+    ]
     code = f"import sys, {', '.join(f'epara_executors.{m}' for m in modules)}\n"
     code += "print([m for m in ('torch', 'numpy', 'transformers', 'networkx') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -150,7 +150,7 @@ def _require_free(listen: str) -> None:
 def launcher_of(options: AgentOptions) -> WorkerLauncher:
     """The launcher of the kind of worker asked for. Imports nothing of torch into this process."""
     if options.worker == "echo":
-        from epara_executors.worker.echo import EchoLauncher
+        from epara_executors.agent.echo_launcher import EchoLauncher
 
         return EchoLauncher()
     from epara_executors.agent.torch_launcher import TorchLauncher
